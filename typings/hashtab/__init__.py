@@ -1,0 +1,1 @@
+../../hashtab/__init__.py
