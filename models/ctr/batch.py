@@ -1,0 +1,104 @@
+"""What a click model reads: the features it embeds and a ragged batch of whole users."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feature:
+    """One input column.
+
+    Args:
+        name: column name; features of the same name share one embedding table.
+        kind: `"categorical"` (ids: 0 padding, 1 unknown, then the known values) or `"numeric"`.
+        size: number of ids of a categorical feature, 1 for a numeric one.
+    """
+
+    name: str
+    kind: Literal["categorical", "numeric"]
+    size: int
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("categorical", "numeric"):
+            raise ValueError(f"kind must be 'categorical' or 'numeric', got {self.kind=}")
+        if self.size < 1:
+            raise ValueError(f"size of feature {self.name!r} must be positive, got {self.size=}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSpec:
+    """The features of one data set, by where they appear.
+
+    Args:
+        behaviour: features of each past behaviour.
+        candidate: features of the item to score.
+        context: what is known at request time.
+        counters: names of the counted features, in the order of the counter columns.
+    """
+
+    behaviour: tuple[Feature, ...]
+    candidate: tuple[Feature, ...]
+    context: tuple[Feature, ...] = ()
+    counters: tuple[str, ...] = ()
+
+    @classmethod
+    def from_dict(cls, spec: Mapping[str, Any]) -> Self:
+        """Build the spec from plain data, as `dataclasses.asdict` or a JSON file gives it."""
+        places = {
+            place: tuple(Feature(**feature) for feature in spec[place])
+            for place in ("behaviour", "candidate", "context")
+        }
+        return cls(**places, counters=tuple(spec["counters"]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorBatch:
+    """Whole users as tensors: each history once, all samples of its user beside it.
+
+    Shapes: B users, N behaviours, Q samples, K counters. Offsets and cuts are int64, ids int32,
+    the rest float32.
+
+    Args:
+        history_offsets: `[B + 1]`, user b has behaviours `history_offsets[b]:history_offsets[b + 1]`.
+        behaviours: feature name -> `[N]`, in time order within a user.
+        sample_offsets: `[B + 1]`, user b has samples `sample_offsets[b]:sample_offsets[b + 1]`.
+        cuts: `[Q]`, ascending within a user: a sample sees its user's first `cuts[i]` behaviours.
+        candidates: feature name -> `[Q]`.
+        context: feature name -> `[Q]`.
+        counters: `[Q, K]`, log(1 + count before the cut).
+        labels: `[Q]`, 0 or 1.
+    """
+
+    history_offsets: Tensor
+    behaviours: dict[str, Tensor]
+    sample_offsets: Tensor
+    cuts: Tensor
+    candidates: dict[str, Tensor]
+    context: dict[str, Tensor]
+    counters: Tensor
+    labels: Tensor
+
+    @classmethod
+    def from_numpy(cls, batch: Any) -> Self:  # any object with arrays of these names
+        """Wrap the arrays of a loader's batch without copying them."""
+        return cls(**{f.name: _wrap(getattr(batch, f.name)) for f in fields(cls)})
+
+    def to(self, device: torch.device | str) -> Self:
+        """Return the batch on `device`."""
+        return type(self)(**{f.name: _move(getattr(self, f.name), device) for f in fields(self)})
+
+
+def _wrap(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: torch.from_numpy(array) for name, array in value.items()}
+    return torch.from_numpy(value)
+
+
+def _move(value: Any, device: torch.device | str) -> Any:
+    if isinstance(value, Mapping):
+        return {name: t.to(device, non_blocking=True) for name, t in value.items()}
+    return value.to(device, non_blocking=True)

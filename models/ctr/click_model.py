@@ -1,0 +1,85 @@
+"""The click model: embeddings, an interchangeable history encoder and a small network on top."""
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hashtab.models.ctr.batch import FeatureSpec, TensorBatch
+from hashtab.models.ctr.embedding import FeatureEmbedding
+from hashtab.models.ctr.encoders import ENCODERS
+from hashtab.models.ctr.settings import ClickModelSettings
+
+
+class ClickModel(nn.Module):
+    """Score each candidate against the history before its request.
+
+    The shape of the data's way, for a batch of whole users:
+
+        behaviours {name: [N]} -> embedding [N, D] --.
+                                                      encoder -> interest [Q, I] --.
+        candidates {name: [Q]} -> embedding [Q, D] --'                              head -> logit [Q]
+                                        `-- candidate, candidate * interest --------'
+        context {name: [Q]} -> embedding [Q, D], counters [Q, K] -------------------'
+
+    Args:
+        features: what the data holds.
+        settings: what the model is made of.
+
+    Raises:
+        ValueError: if the settings name an unknown encoder, or ask for counters that the data
+            does not have.
+    """
+
+    def __init__(self, features: FeatureSpec, settings: ClickModelSettings) -> None:
+        super().__init__()
+        if settings.encoder not in ENCODERS:
+            raise ValueError(f"encoder must be one of {sorted(ENCODERS)}, got {settings.encoder!r}")
+        if settings.counters and not features.counters:
+            raise ValueError("counters=True, but the data's schema declares no counters")
+        self.settings = settings
+        size = settings.embedding_size
+        self.objects = FeatureEmbedding(
+            (*features.behaviour, *features.candidate), size, settings.initial_std
+        )
+        self.context = FeatureEmbedding(features.context, size, settings.initial_std)
+        self.encoder = ENCODERS[settings.encoder](settings)
+        self.has_context = bool(features.context)
+        n_inputs = size + self.has_context * size + 2 * self.encoder.output_size
+        n_inputs += settings.counters * len(features.counters)
+        self.head = _mlp(n_inputs, settings.hidden, settings.dropout)
+
+    def forward(self, batch: TensorBatch) -> Tensor:
+        """Return one logit a sample, `[Q]` float32."""
+        candidates = self.objects(batch.candidates)
+        behaviours = self.objects(batch.behaviours)
+        interest = self.encoder(
+            behaviours, batch.history_offsets, candidates, batch.sample_offsets, batch.cuts
+        )
+        copies = interest.shape[1] // candidates.shape[1]
+        inputs = [candidates, interest, interest * candidates.repeat(1, copies)]
+        if self.has_context:
+            inputs.append(self.context(batch.context))
+        if self.settings.counters:
+            inputs.append(batch.counters)
+        logits: Tensor = self.head(torch.cat(inputs, dim=1))
+        return logits[:, 0].float()
+
+    def parameter_groups(
+        self, learning_rate: float, embedding_learning_rate: float, weight_decay: float
+    ) -> list[dict[str, Any]]:
+        """Return the optimiser's groups: embeddings with a rate of their own and no decay."""
+        embeddings = [*self.objects.parameters(), *self.context.parameters()]
+        rest = [*self.encoder.parameters(), *self.head.parameters()]
+        return [
+            {"params": embeddings, "lr": embedding_learning_rate, "weight_decay": 0.0},
+            {"params": rest, "lr": learning_rate, "weight_decay": weight_decay},
+        ]
+
+
+def _mlp(n_inputs: int, hidden: tuple[int, ...], dropout: float) -> nn.Sequential:
+    layers: list[nn.Module] = [nn.Dropout(dropout)]
+    for n_in, n_out in pairwise((n_inputs, *hidden)):
+        layers += [nn.Linear(n_in, n_out), nn.ReLU(), nn.Dropout(dropout)]
+    return nn.Sequential(*layers, nn.Linear((n_inputs, *hidden)[-1], 1))

@@ -1,0 +1,42 @@
+"""History encoders by name: to add one, write its file and its entry here."""
+
+from collections.abc import Callable
+
+from hashtab.models.ctr.encoders.base import HistoryEncoder
+from hashtab.models.ctr.encoders.din import DeepInterest
+from hashtab.models.ctr.encoders.long_short import LongShort
+from hashtab.models.ctr.encoders.mean import MeanPooling
+from hashtab.models.ctr.encoders.none import NoHistory
+from hashtab.models.ctr.encoders.sdim import HashSampledAttention
+from hashtab.models.ctr.encoders.target_attention import TargetAttention
+from hashtab.models.ctr.settings import ClickModelSettings
+
+
+def _sdim(settings: ClickModelSettings) -> HashSampledAttention:
+    return HashSampledAttention(settings.embedding_size, settings.planes, settings.tau)
+
+
+def _target_attention(settings: ClickModelSettings) -> TargetAttention:
+    return TargetAttention(settings.embedding_size, settings.window)
+
+
+ENCODERS: dict[str, Callable[[ClickModelSettings], HistoryEncoder]] = {
+    "none": lambda settings: NoHistory(),
+    "mean": lambda settings: MeanPooling(settings.embedding_size),
+    "din": lambda settings: DeepInterest(settings.embedding_size, settings.window),
+    "target_attention": _target_attention,
+    "full_target_attention": lambda settings: TargetAttention(settings.embedding_size),
+    "sdim": _sdim,
+    "sdim_long_short": lambda settings: LongShort(_sdim(settings), _target_attention(settings)),
+}
+
+__all__ = [
+    "ENCODERS",
+    "DeepInterest",
+    "HashSampledAttention",
+    "HistoryEncoder",
+    "LongShort",
+    "MeanPooling",
+    "NoHistory",
+    "TargetAttention",
+]

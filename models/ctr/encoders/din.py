@@ -1,0 +1,42 @@
+"""The activation unit of the Deep Interest Network (Zhou et al., KDD 2018, arXiv 1706.06978)."""
+
+import torch
+from torch import Tensor, nn
+
+from hashtab.models.ctr.encoders.base import HistoryEncoder
+from hashtab.models.ctr.ragged import pairs, visible_range
+
+
+class DeepInterest(HistoryEncoder):
+    """Weight each recent behaviour by a small network of it and the candidate, and sum.
+
+    The weights are not normalised (section 4.3 of the paper: the intensity of interest is kept).
+    Pairs of sample and behaviour are listed one by one, so there is no padding to mask.
+
+    Args:
+        size: length D of a behaviour's vector.
+        last: behaviours that a sample sees, the latest; the cost is linear in it for each sample.
+        hidden: width of the activation unit.
+    """
+
+    def __init__(self, size: int, last: int, hidden: int = 36) -> None:
+        super().__init__()
+        self.output_size = size
+        self.last = last
+        self.unit = nn.Sequential(nn.Linear(4 * size, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+
+    def forward(
+        self,
+        behaviours: Tensor,
+        history_offsets: Tensor,
+        candidates: Tensor,
+        sample_offsets: Tensor,
+        cuts: Tensor,
+    ) -> Tensor:
+        """Return `[Q, D]`."""
+        begin, end = visible_range(history_offsets, sample_offsets, cuts, self.last)
+        sample, behaviour = pairs(begin, end)
+        s_PD, q_PD = behaviours[behaviour], candidates[sample]
+        weight_P1 = self.unit(torch.cat([q_PD, s_PD, q_PD - s_PD, q_PD * s_PD], dim=1))
+        weighted_PD = (weight_P1 * s_PD).to(candidates.dtype)
+        return torch.zeros_like(candidates).index_add(0, sample, weighted_PD)

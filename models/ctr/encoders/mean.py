@@ -1,0 +1,34 @@
+"""Mean pooling: every candidate sees the average of the behaviours before it."""
+
+from torch import Tensor
+from torch.nn.functional import pad
+
+from hashtab.models.ctr.encoders.base import HistoryEncoder
+from hashtab.models.ctr.ragged import visible_range
+
+
+class MeanPooling(HistoryEncoder):
+    """Average all behaviours that a sample sees.
+
+    Args:
+        size: length D of a behaviour's vector.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.output_size = size
+
+    def forward(
+        self,
+        behaviours: Tensor,
+        history_offsets: Tensor,
+        candidates: Tensor,
+        sample_offsets: Tensor,
+        cuts: Tensor,
+    ) -> Tensor:
+        """Return `[Q, D]`."""
+        begin, end = visible_range(history_offsets, sample_offsets, cuts)
+        # One running sum over a whole batch would lose float32's digits in its differences.
+        running = pad(behaviours.double().cumsum(0), (0, 0, 1, 0))
+        total = (running[end] - running[begin]).to(behaviours.dtype)
+        return total / (end - begin).clamp(min=1)[:, None]

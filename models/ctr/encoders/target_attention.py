@@ -1,0 +1,43 @@
+"""Exact softmax target attention over the last behaviours or over all of them."""
+
+from torch import Tensor, nn
+
+from hashtab.kernels import dense
+from hashtab.models.ctr.encoders.base import HistoryEncoder
+
+
+class TargetAttention(HistoryEncoder):
+    """Let the candidate attend to the behaviours before it, with learned queries and keys.
+
+    Args:
+        size: length D of a behaviour's vector.
+        last: behaviours that a sample sees, the latest; all of them when None.
+    """
+
+    def __init__(self, size: int, last: int | None = None) -> None:
+        super().__init__()
+        self.output_size = size
+        self.last = last
+        self.query = nn.Linear(size, size, bias=False)
+        self.key = nn.Linear(size, size, bias=False)
+        nn.init.eye_(self.query.weight)
+        nn.init.eye_(self.key.weight)
+
+    def forward(
+        self,
+        behaviours: Tensor,
+        history_offsets: Tensor,
+        candidates: Tensor,
+        sample_offsets: Tensor,
+        cuts: Tensor,
+    ) -> Tensor:
+        """Return `[Q, D]`."""
+        return dense.target_attention_at(
+            self.query(candidates),
+            sample_offsets,
+            cuts,
+            behaviours,
+            history_offsets,
+            keys=self.key(behaviours),
+            last=self.last,
+        )
