@@ -63,9 +63,9 @@ class TensorBatch:
     the rest float32.
 
     Args:
-        history_offsets: `[B + 1]`, user b has behaviours `history_offsets[b]:history_offsets[b + 1]`.
+        history_offsets: `[B + 1]`, where each user's behaviours begin and end.
         behaviours: feature name -> `[N]`, in time order within a user.
-        sample_offsets: `[B + 1]`, user b has samples `sample_offsets[b]:sample_offsets[b + 1]`.
+        sample_offsets: `[B + 1]`, where each user's samples begin and end.
         cuts: `[Q]`, ascending within a user: a sample sees its user's first `cuts[i]` behaviours.
         candidates: feature name -> `[Q]`.
         context: feature name -> `[Q]`.

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from hashtab.models.ctr.batch import FeatureSpec, TensorBatch
 from hashtab.models.ctr.embedding import FeatureEmbedding
 from hashtab.models.ctr.encoders import ENCODERS
+from hashtab.models.ctr.encoders.base import EmbeddedUsers
 from hashtab.models.ctr.settings import ClickModelSettings
 
 
@@ -17,11 +18,11 @@ class ClickModel(nn.Module):
 
     The shape of the data's way, for a batch of whole users:
 
-        behaviours {name: [N]} -> embedding [N, D] --.
-                                                      encoder -> interest [Q, I] --.
-        candidates {name: [Q]} -> embedding [Q, D] --'                              head -> logit [Q]
-                                        `-- candidate, candidate * interest --------'
-        context {name: [Q]} -> embedding [Q, D], counters [Q, K] -------------------'
+        behaviours {name: [N]} -> embedding [N, D] -.
+                                                    encoder -> interest [Q, I] -.
+        candidates {name: [Q]} -> embedding [Q, D] -'                           |
+                                           `- candidate, candidate * interest -head -> logit [Q]
+        context {name: [Q]} -> embedding [Q, D], counters [Q, K] ---------------'
 
     Args:
         features: what the data holds.
@@ -53,10 +54,14 @@ class ClickModel(nn.Module):
     def forward(self, batch: TensorBatch) -> Tensor:
         """Return one logit a sample, `[Q]` float32."""
         candidates = self.objects(batch.candidates)
-        behaviours = self.objects(batch.behaviours)
-        interest = self.encoder(
-            behaviours, batch.history_offsets, candidates, batch.sample_offsets, batch.cuts
+        users = EmbeddedUsers(
+            behaviours=self.objects(batch.behaviours),
+            history_offsets=batch.history_offsets,
+            candidates=candidates,
+            sample_offsets=batch.sample_offsets,
+            cuts=batch.cuts,
         )
+        interest = self.encoder(users)
         copies = interest.shape[1] // candidates.shape[1]
         inputs = [candidates, interest, interest * candidates.repeat(1, copies)]
         if self.has_context:

@@ -27,18 +27,19 @@ class FeatureEmbedding(nn.Module):
 
     def __init__(self, features: Iterable[Feature], size: int, initial_std: float) -> None:
         super().__init__()
-        self.size = size
-        self.tables = nn.ModuleDict()
-        self.directions = nn.ParameterDict()
-        for feature in _unique(features):
+        unique = _unique(features)
+        # Lists and not dicts of modules: a feature may have any name, "type" and "a.b" included.
+        self.tables = nn.ModuleList()
+        self.directions = nn.ParameterList()
+        self._table_of: dict[str, int] = {}
+        self._direction_of: dict[str, int] = {}
+        for feature in unique:
             if feature.kind == "categorical":
-                table = nn.Embedding(feature.size, size, padding_idx=0)
-                nn.init.normal_(table.weight, std=initial_std)
-                with torch.no_grad():
-                    table.weight[0].zero_()
-                self.tables[feature.name] = table
+                self._table_of[feature.name] = len(self.tables)
+                self.tables.append(_table(feature.size, size, initial_std))
             else:
-                self.directions[feature.name] = nn.Parameter(torch.randn(size) * initial_std)
+                self._direction_of[feature.name] = len(self.directions)
+                self.directions.append(nn.Parameter(torch.randn(size) * initial_std))
 
     def forward(self, columns: Mapping[str, Tensor]) -> Tensor:
         """Embed objects given by their feature columns, each `[N]`; returns `[N, D]`."""
@@ -49,10 +50,18 @@ class FeatureEmbedding(nn.Module):
         return total
 
     def _embed(self, name: str, column: Tensor) -> Tensor:
-        if name in self.tables:
-            embedded: Tensor = self.tables[name](column)
+        if name in self._table_of:
+            embedded: Tensor = self.tables[self._table_of[name]](column)
             return embedded
-        return column[:, None] * self.directions[name]
+        return column[:, None] * self.directions[self._direction_of[name]]
+
+
+def _table(n_ids: int, size: int, initial_std: float) -> nn.Embedding:
+    table = nn.Embedding(n_ids, size, padding_idx=0)
+    with torch.no_grad():
+        table.weight.normal_(std=initial_std)
+        table.weight[0].zero_()
+    return table
 
 
 def _unique(features: Iterable[Feature]) -> list[Feature]:

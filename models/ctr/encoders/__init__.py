@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from hashtab.models.ctr.encoders.base import HistoryEncoder
+from hashtab.models.ctr.encoders.base import EmbeddedUsers, HistoryEncoder
 from hashtab.models.ctr.encoders.din import DeepInterest
 from hashtab.models.ctr.encoders.long_short import LongShort
 from hashtab.models.ctr.encoders.mean import MeanPooling
@@ -21,7 +21,7 @@ def _target_attention(settings: ClickModelSettings) -> TargetAttention:
 
 
 ENCODERS: dict[str, Callable[[ClickModelSettings], HistoryEncoder]] = {
-    "none": lambda settings: NoHistory(),
+    "none": lambda _: NoHistory(),
     "mean": lambda settings: MeanPooling(settings.embedding_size),
     "din": lambda settings: DeepInterest(settings.embedding_size, settings.window),
     "target_attention": _target_attention,
@@ -33,6 +33,7 @@ ENCODERS: dict[str, Callable[[ClickModelSettings], HistoryEncoder]] = {
 __all__ = [
     "ENCODERS",
     "DeepInterest",
+    "EmbeddedUsers",
     "HashSampledAttention",
     "HistoryEncoder",
     "LongShort",

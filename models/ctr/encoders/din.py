@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from hashtab.models.ctr.encoders.base import HistoryEncoder
+from hashtab.models.ctr.encoders.base import EmbeddedUsers, HistoryEncoder
 from hashtab.models.ctr.ragged import pairs, visible_range
 
 
@@ -25,18 +25,13 @@ class DeepInterest(HistoryEncoder):
         self.last = last
         self.unit = nn.Sequential(nn.Linear(4 * size, hidden), nn.ReLU(), nn.Linear(hidden, 1))
 
-    def forward(
-        self,
-        behaviours: Tensor,
-        history_offsets: Tensor,
-        candidates: Tensor,
-        sample_offsets: Tensor,
-        cuts: Tensor,
-    ) -> Tensor:
+    def forward(self, users: EmbeddedUsers) -> Tensor:
         """Return `[Q, D]`."""
-        begin, end = visible_range(history_offsets, sample_offsets, cuts, self.last)
+        begin, end = visible_range(
+            users.history_offsets, users.sample_offsets, users.cuts, self.last
+        )
         sample, behaviour = pairs(begin, end)
-        s_PD, q_PD = behaviours[behaviour], candidates[sample]
+        s_PD, q_PD = users.behaviours[behaviour], users.candidates[sample]
         weight_P1 = self.unit(torch.cat([q_PD, s_PD, q_PD - s_PD, q_PD * s_PD], dim=1))
-        weighted_PD = (weight_P1 * s_PD).to(candidates.dtype)
-        return torch.zeros_like(candidates).index_add(0, sample, weighted_PD)
+        weighted_PD = (weight_P1 * s_PD).to(users.candidates.dtype)
+        return torch.zeros_like(users.candidates).index_add(0, sample, weighted_PD)

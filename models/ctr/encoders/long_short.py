@@ -3,33 +3,23 @@
 import torch
 from torch import Tensor
 
-from hashtab.models.ctr.encoders.base import HistoryEncoder
-from hashtab.models.ctr.encoders.sdim import HashSampledAttention
-from hashtab.models.ctr.encoders.target_attention import TargetAttention
+from hashtab.models.ctr.encoders.base import EmbeddedUsers, HistoryEncoder
 
 
 class LongShort(HistoryEncoder):
-    """Concatenate SDIM over everything and exact attention over the last `window` behaviours.
+    """Concatenate the interests of two encoders.
 
     Args:
         long: encoder of the whole history.
         short: encoder of the recent one.
     """
 
-    def __init__(self, long: HashSampledAttention, short: TargetAttention) -> None:
+    def __init__(self, long: HistoryEncoder, short: HistoryEncoder) -> None:
         super().__init__()
         self.output_size = long.output_size + short.output_size
         self.long = long
         self.short = short
 
-    def forward(
-        self,
-        behaviours: Tensor,
-        history_offsets: Tensor,
-        candidates: Tensor,
-        sample_offsets: Tensor,
-        cuts: Tensor,
-    ) -> Tensor:
+    def forward(self, users: EmbeddedUsers) -> Tensor:
         """Return `[Q, 2 D]`."""
-        arguments = (behaviours, history_offsets, candidates, sample_offsets, cuts)
-        return torch.cat([self.long(*arguments), self.short(*arguments)], dim=1)
+        return torch.cat([self.long(users), self.short(users)], dim=1)

@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.nn.functional import pad
 
-from hashtab.models.ctr.encoders.base import HistoryEncoder
+from hashtab.models.ctr.encoders.base import EmbeddedUsers, HistoryEncoder
 from hashtab.models.ctr.ragged import visible_range
 
 
@@ -18,17 +18,10 @@ class MeanPooling(HistoryEncoder):
         super().__init__()
         self.output_size = size
 
-    def forward(
-        self,
-        behaviours: Tensor,
-        history_offsets: Tensor,
-        candidates: Tensor,
-        sample_offsets: Tensor,
-        cuts: Tensor,
-    ) -> Tensor:
+    def forward(self, users: EmbeddedUsers) -> Tensor:
         """Return `[Q, D]`."""
-        begin, end = visible_range(history_offsets, sample_offsets, cuts)
+        begin, end = visible_range(users.history_offsets, users.sample_offsets, users.cuts)
         # One running sum over a whole batch would lose float32's digits in its differences.
-        running = pad(behaviours.double().cumsum(0), (0, 0, 1, 0))
-        total = (running[end] - running[begin]).to(behaviours.dtype)
+        running = pad(users.behaviours.double().cumsum(0), (0, 0, 1, 0))
+        total = (running[end] - running[begin]).to(users.behaviours.dtype)
         return total / (end - begin).clamp(min=1)[:, None]

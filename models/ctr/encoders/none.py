@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from hashtab.models.ctr.encoders.base import HistoryEncoder
+from hashtab.models.ctr.encoders.base import EmbeddedUsers, HistoryEncoder
 
 
 class NoHistory(HistoryEncoder):
@@ -10,13 +10,6 @@ class NoHistory(HistoryEncoder):
 
     output_size = 0
 
-    def forward(
-        self,
-        behaviours: Tensor,
-        history_offsets: Tensor,
-        candidates: Tensor,
-        sample_offsets: Tensor,
-        cuts: Tensor,
-    ) -> Tensor:
+    def forward(self, users: EmbeddedUsers) -> Tensor:
         """Return `[Q, 0]`."""
-        return candidates[:, :0]
+        return users.candidates[:, :0]

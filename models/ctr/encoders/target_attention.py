@@ -3,11 +3,13 @@
 from torch import Tensor, nn
 
 from hashtab.kernels import dense
-from hashtab.models.ctr.encoders.base import HistoryEncoder
+from hashtab.models.ctr.encoders.base import EmbeddedUsers, HistoryEncoder
 
 
 class TargetAttention(HistoryEncoder):
     """Let the candidate attend to the behaviours before it, with learned queries and keys.
+
+    Both projections start as the identity, so that likeness of embeddings is the first guess.
 
     Args:
         size: length D of a behaviour's vector.
@@ -23,21 +25,14 @@ class TargetAttention(HistoryEncoder):
         nn.init.eye_(self.query.weight)
         nn.init.eye_(self.key.weight)
 
-    def forward(
-        self,
-        behaviours: Tensor,
-        history_offsets: Tensor,
-        candidates: Tensor,
-        sample_offsets: Tensor,
-        cuts: Tensor,
-    ) -> Tensor:
+    def forward(self, users: EmbeddedUsers) -> Tensor:
         """Return `[Q, D]`."""
         return dense.target_attention_at(
-            self.query(candidates),
-            sample_offsets,
-            cuts,
-            behaviours,
-            history_offsets,
-            keys=self.key(behaviours),
+            self.query(users.candidates),
+            users.sample_offsets,
+            users.cuts,
+            users.behaviours,
+            users.history_offsets,
+            keys=self.key(users.behaviours),
             last=self.last,
         )
