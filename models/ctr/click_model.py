@@ -29,14 +29,11 @@ class ClickModel(nn.Module):
         settings: what the model is made of.
 
     Raises:
-        ValueError: if the settings name an unknown encoder, or ask for counters that the data
-            does not have.
+        ValueError: if the settings ask for counters that the data does not have.
     """
 
     def __init__(self, features: FeatureSpec, settings: ClickModelSettings) -> None:
         super().__init__()
-        if settings.encoder not in ENCODERS:
-            raise ValueError(f"encoder must be one of {sorted(ENCODERS)}, got {settings.encoder!r}")
         if settings.counters and not features.counters:
             raise ValueError("counters=True, but the data's schema declares no counters")
         self.settings = settings
@@ -53,15 +50,8 @@ class ClickModel(nn.Module):
 
     def forward(self, batch: TensorBatch) -> Tensor:
         """Return one logit a sample, `[Q]` float32."""
-        candidates = self.objects(batch.candidates)
-        users = EmbeddedUsers(
-            behaviours=self.objects(batch.behaviours),
-            history_offsets=batch.history_offsets,
-            candidates=candidates,
-            sample_offsets=batch.sample_offsets,
-            cuts=batch.cuts,
-        )
-        interest = self.encoder(users)
+        users = self.embed(batch)
+        candidates, interest = users.candidates, self.encoder(users)
         copies = interest.shape[1] // candidates.shape[1]
         inputs = [candidates, interest, interest * candidates.repeat(1, copies)]
         if self.has_context:
@@ -70,6 +60,16 @@ class ClickModel(nn.Module):
             inputs.append(batch.counters)
         logits: Tensor = self.head(torch.cat(inputs, dim=1))
         return logits[:, 0].float()
+
+    def embed(self, batch: TensorBatch) -> EmbeddedUsers:
+        """Embed behaviours and candidates: what the history encoder reads."""
+        return EmbeddedUsers(
+            behaviours=self.objects(batch.behaviours),
+            history_offsets=batch.history_offsets,
+            candidates=self.objects(batch.candidates),
+            sample_offsets=batch.sample_offsets,
+            cuts=batch.cuts,
+        )
 
     def parameter_groups(
         self, learning_rate: float, embedding_learning_rate: float, weight_decay: float

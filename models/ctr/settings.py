@@ -1,6 +1,9 @@
 """Settings of a click model, checked where they are made."""
 
 from dataclasses import dataclass
+from difflib import get_close_matches
+
+from hashtab.models.ctr.encoders import ENCODERS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +23,8 @@ class ClickModelSettings:
         initial_std: standard deviation of the initial embeddings.
 
     Raises:
-        ValueError: if a setting is out of its range, or tau does not divide `planes`.
+        ValueError: if the encoder is unknown, a setting is out of its range, or tau does not
+            divide `planes`.
     """
 
     encoder: str = "sdim"
@@ -34,6 +38,12 @@ class ClickModelSettings:
     initial_std: float = 0.5
 
     def __post_init__(self) -> None:
+        if self.encoder not in ENCODERS:
+            near = get_close_matches(self.encoder, ENCODERS, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(
+                f"encoder must be one of {sorted(ENCODERS)}, got {self.encoder!r}{hint}"
+            )
         for name in ("embedding_size", "planes", "window", "initial_std"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")

@@ -1,6 +1,9 @@
 """History encoders by name: to add one, write its file and its entry here."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from hashtab.models.ctr.encoders.base import EmbeddedUsers, HistoryEncoder
 from hashtab.models.ctr.encoders.din import DeepInterest
@@ -9,7 +12,9 @@ from hashtab.models.ctr.encoders.mean import MeanPooling
 from hashtab.models.ctr.encoders.none import NoHistory
 from hashtab.models.ctr.encoders.sdim import HashSampledAttention
 from hashtab.models.ctr.encoders.target_attention import TargetAttention
-from hashtab.models.ctr.settings import ClickModelSettings
+
+if TYPE_CHECKING:  # the settings check their encoder against the table below
+    from hashtab.models.ctr.settings import ClickModelSettings
 
 
 def _sdim(settings: ClickModelSettings) -> HashSampledAttention:
