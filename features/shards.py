@@ -1,0 +1,200 @@
+"""One user shard: histories once per user and samples that point into them."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from hashtab.features.counters import count_before
+from hashtab.features.encoders import UNKNOWN_ID
+from hashtab.features.manifest import SplitInfo
+from hashtab.features.partition import read_part
+from hashtab.features.samples import ExposureRule, evaluation_splits, with_time_features
+from hashtab.features.schema import SPLITS, Schema
+from hashtab.features.sources import LABEL, SPLIT, TIME, sha256
+from hashtab.features.storage import Array, frame_of, map_arrow, write_arrow, write_text
+from hashtab.features.tables import HASH, INDEX, ROW, TRAIN_COUNT
+
+ITEM_COUNT = "item_count"
+_NEVER_MET = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardRecord:
+    """What one shard wrote; its existence says that the shard is complete.
+
+    Args:
+        users: with a behaviour or a sample.
+        behaviours: kept.
+        duplicates: exact duplicate rows dropped, by log.
+        missed_negatives: draws that found no free item, by scheme.
+        with_history: samples that see at least one behaviour.
+        splits: sizes by split.
+        files: sha256 by path inside the data set.
+    """
+
+    users: int
+    behaviours: int
+    duplicates: dict[str, int]
+    missed_negatives: dict[str, int]
+    with_history: int
+    splits: dict[str, SplitInfo]
+    files: dict[str, str]
+
+
+def split_names(schema: Schema) -> tuple[str, ...]:
+    """Main splits, then validation and test of each further negative scheme."""
+    further = [f"{s}_{rule.name}" for rule in schema.negatives[1:] for s in SPLITS[1:]]
+    return (*SPLITS, *further)
+
+
+def prepare_shard(schema: Schema, folder: Path, shard: int) -> None:
+    """Write a shard's histories and samples; does nothing where they are complete.
+
+    Args:
+        schema: of the data set.
+        folder: the folder being built, with `tables/` and `work/` in place.
+        shard: number of the shard.
+    """
+    record_path = folder / "work" / "shards" / f"{shard:05d}.json"
+    if record_path.exists():
+        return
+    record = _ShardWriter(schema, folder, shard).write()
+    write_text(record_path, json.dumps(asdict(record)))
+
+
+class _ShardWriter:
+    def __init__(self, schema: Schema, folder: Path, shard: int) -> None:
+        self.schema = schema
+        self.folder = folder
+        self.shard = shard
+        self.catalogue = map_arrow(folder / "tables" / "catalogue.arrow")
+        self.duplicates: dict[str, int] = {}
+        self.missed: dict[str, int] = {}
+        self.files: dict[str, str] = {}
+
+    def write(self) -> ShardRecord:
+        log = self._read("behaviours")
+        history = log.sort(INDEX, TIME, ROW, *_rest(log))
+        splits = {name: self._point(history, part) for name, part in self._samples(log)}
+        users = np.unique(
+            np.concatenate([f[INDEX].to_numpy() for f in (history, *splits.values())])
+        )
+        side = (*self.schema.side_categorical, *self.schema.side_numeric)
+        self._store(
+            "histories", history.select(pl.col(ROW).alias("row"), pl.col(TIME).alias("time"), *side)
+        )
+        ends = {"history": _ends(users, history)}
+        for name, samples in splits.items():
+            ends[name] = _ends(users, samples)
+            self._store(
+                f"samples/{name}",
+                samples.rename({INDEX: "user", ROW: "row", TIME: "time", LABEL: "label"}),
+            )
+        self._store("users", frame_of({"user": users, **{f"{n}_end": e for n, e in ends.items()}}))
+        return ShardRecord(
+            users=len(users),
+            behaviours=history.height,
+            duplicates=self.duplicates,
+            missed_negatives=self.missed,
+            with_history=sum(int((s["history_end"] > 0).sum()) for s in splits.values()),
+            splits={name: _sizes(samples) for name, samples in splits.items()},
+            files=self.files,
+        )
+
+    def _read(self, name: str) -> pl.DataFrame:
+        """Rows of a log, each event once: an exact duplicate row is an event delivered twice."""
+        part = read_part(self.folder, name, self.shard)
+        if part is None:
+            part = self._empty(name)
+        once = part.unique()
+        self.duplicates[name] = part.height - once.height
+        return once
+
+    def _empty(self, name: str) -> pl.DataFrame:
+        some = next((self.folder / "work" / name).glob("*/*"))
+        return pl.read_ipc(some).clear()
+
+    def _samples(self, log: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame]]:
+        if self.schema.exposures is not None:
+            exposures = self._read("exposures")
+            yield from evaluation_splits(with_time_features(self.schema, exposures)).items()
+            return
+        rule = ExposureRule(self.schema, self.folder)
+        requested = rule.requested(log)
+        positives = rule.positives(requested)
+        hashes = pl.read_ipc(self.folder / "tables" / "users.arrow", columns=[HASH])[
+            HASH
+        ].to_numpy()
+        for i, scheme in enumerate(self.schema.negatives):
+            wanted = positives if i == 0 else positives.filter(pl.col(SPLIT) > 0)
+            drawn = rule.draw(scheme, wanted, requested, hashes)
+            self.missed[scheme.name] = drawn.missed
+            for name, samples in evaluation_splits(drawn.samples).items():
+                if i == 0:
+                    yield name, samples
+                elif name != "train":
+                    yield f"{name}_{scheme.name}", samples
+
+    def _point(self, history: pl.DataFrame, samples: pl.DataFrame) -> pl.DataFrame:
+        """Add `history_end` and counters, all of strictly earlier behaviours; sort by time."""
+        user, time, row = (history[name].to_numpy() for name in (INDEX, TIME, ROW))
+        asked, request, candidate = (samples[name].to_numpy() for name in (INDEX, TIME, ROW))
+        counted = {"history_end": count_before(user, time, asked, request)}
+        for name in (ITEM_COUNT, *self.schema.counters):
+            values = self._values(name)
+            groups = user * len(self.catalogue[TRAIN_COUNT]) + values[row]
+            asked_groups = asked * len(self.catalogue[TRAIN_COUNT]) + values[candidate]
+            met = count_before(groups, time, asked_groups, request)
+            counted[_column(name)] = np.where(values[candidate] == _NEVER_MET, 0, met)
+        counts = frame_of({name: c.astype(np.int32) for name, c in counted.items()})
+        context = self._context_names()
+        return (
+            pl.concat([samples, counts], how="horizontal")
+            .select(INDEX, TIME, ROW, *counts.columns, *context, LABEL)
+            .sort(INDEX, TIME, ROW, LABEL, *context)
+        )
+
+    def _values(self, name: str) -> Array:
+        """What a counter counts, by catalogue row: the item itself or the id of its feature.
+
+        Two items of unknown type are not of one type: that value was never met.
+        """
+        if name in (ITEM_COUNT, self.schema.item_name):
+            return np.arange(len(self.catalogue[TRAIN_COUNT]))
+        ids = self.catalogue[name].astype(np.int64)
+        return np.where(ids == UNKNOWN_ID, _NEVER_MET, ids)
+
+    def _context_names(self) -> list[str]:
+        pool, context = self.schema.pool, self.schema.context
+        shown = (*pool.categorical, *pool.numeric) if pool else ()
+        return [*context.time, *context.categorical, *context.numeric, *shown]
+
+    def _store(self, name: str, frame: pl.DataFrame) -> None:
+        relative = f"{name}/{self.shard:05d}.arrow"
+        write_arrow(self.folder / relative, frame)
+        self.files[relative] = sha256(self.folder / relative)
+
+
+def _column(counter: str) -> str:
+    return counter if counter == ITEM_COUNT else f"count_{counter}"
+
+
+def _rest(frame: pl.DataFrame) -> list[str]:
+    return [name for name in frame.columns if name not in (INDEX, TIME, ROW)]
+
+
+def _ends(users: Array, frame: pl.DataFrame) -> Array:
+    return np.searchsorted(frame[INDEX].to_numpy(), users, side="right").astype(np.int64)
+
+
+def _sizes(samples: pl.DataFrame) -> SplitInfo:
+    return SplitInfo(
+        users=samples[INDEX].n_unique(),
+        requests=samples.select(INDEX, TIME).n_unique(),
+        samples=samples.height,
+        positives=int(samples[LABEL].sum()),
+    )
