@@ -1,0 +1,152 @@
+#!/usr/bin/env python3
+"""Prepare a behaviour log for training: histories once per user, samples that point into them.
+
+`python pipelines/prepare.py` prepares the default data set; `--schema my.yaml` one's own log.
+"""
+
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+if __package__ in (None, "") and str(Path(__file__).resolve().parent.parent) not in sys.path:
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import jsonargparse
+from tqdm import tqdm
+
+from hashtab.features.datasets import SCHEMAS
+from hashtab.features.errors import DataError
+from hashtab.features.manifest import Manifest
+from hashtab.features.plain import did_you_mean
+from hashtab.features.prepare import RunShards, ShardTask, prepare
+from hashtab.features.schema import Schema
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareSettings:
+    """Settings of preparation.
+
+    Args:
+        dataset: a data set that is known by name.
+        schema: YAML file that declares one's own log, in place of dataset.
+        output: folder of the finished data set; data/<name> by default.
+        shards: user shards, the unit of parallelism; changes no sample.
+        workers: 0 prepares the shards in this process, which uses its cores already; more run them
+            as that many Ray tasks at a time, on the cluster of address or a local one.
+        address: Ray cluster to run on, for example auto.
+    """
+
+    dataset: str = "complete_journey"
+    schema: str | None = None
+    output: str | None = None
+    shards: int = 16
+    workers: int = 0
+    address: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.shards < 1:
+            raise DataError(f"shards must be positive, got {self.shards}")
+        if self.workers < 0:
+            raise DataError(f"workers must not be negative, got {self.workers}")
+        if self.schema is None and self.dataset not in SCHEMAS:
+            raise DataError(
+                f"dataset {self.dataset!r} is not known{did_you_mean(self.dataset, list(SCHEMAS))}"
+            )
+
+    def load_schema(self) -> Schema:
+        """Return the declared schema."""
+        return Schema.from_yaml(self.schema) if self.schema else SCHEMAS[self.dataset]()
+
+
+def parse(arguments: list[str] | None) -> PrepareSettings:
+    """Return the settings of a command line; `--config file.yaml` may hold them.
+
+    Raises:
+        DataError: for unknown or wrong settings.
+    """
+    parser = jsonargparse.ArgumentParser(
+        exit_on_error=False, allow_abbrev=False, description=__doc__
+    )
+    parser.add_argument("--config", action="config", help="YAML file with these settings")
+    parser.add_class_arguments(PrepareSettings, as_group=False)
+    try:
+        plain = parser.parse_args(arguments).as_dict()
+    except jsonargparse.ArgumentError as error:
+        raise DataError(" ".join(str(error).split())) from error
+    plain.pop("config")
+    return PrepareSettings(**plain)
+
+
+def in_process(task: ShardTask, shards: Iterable[int]) -> None:
+    """Run the shards one by one; polars uses the cores."""
+    for shard in tqdm(list(shards), desc="shards", unit="shard"):
+        task(shard)
+
+
+def _call(task: ShardTask, shard: int) -> None:
+    task(shard)
+
+
+def on_ray(workers: int, address: str | None) -> RunShards:
+    """Return a runner of shards as Ray tasks, `workers` at a time; all see the output folder."""
+
+    def run(task: ShardTask, shards: Iterable[int]) -> None:
+        import ray
+
+        if not ray.is_initialized():
+            ray.init(address=address or "local", num_cpus=None if address else workers)
+        remote = ray.remote(num_cpus=1, max_retries=3)(_call)
+        waiting = list(shards)
+        running: list[ray.ObjectRef] = []
+        with tqdm(total=len(waiting), desc="shards", unit="shard") as progress:
+            while waiting or running:
+                while waiting and len(running) < workers:
+                    running.append(remote.remote(task, waiting.pop(0)))
+                done, running = ray.wait(running)
+                ray.get(done)
+                progress.update(len(done))
+
+    return run
+
+
+def report(manifest: Manifest, folder: Path, seconds: float) -> str:
+    """Say what was made, where it lies and what to run next."""
+    lengths = ", ".join(f"{percent}%: {n}" for percent, n in manifest.history_quantiles.items())
+    size = sum(info.size for info in manifest.files.values()) / 1e6
+    lines = [
+        f"{manifest.schema.name}: {manifest.users:,} users, {manifest.items:,} items, "
+        f"{manifest.behaviours:,} behaviours ({lengths})",
+        f"{'split':<20}{'users':>10}{'requests':>12}{'samples':>12}{'positive':>10}",
+    ]
+    for name, info in manifest.splits.items():
+        rate = info.positives / info.samples
+        lines.append(
+            f"{name:<20}{info.users:>10,}{info.requests:>12,}{info.samples:>12,}{rate:>10.1%}"
+        )
+    dropped = sum(manifest.duplicates.values())
+    lines.append(f"duplicate rows dropped: {dropped:,}")
+    lines.append(f"{folder}: {size:,.0f} MB in {seconds:.1f} s, digest {manifest.digest[:12]}")
+    lines.append(f"next: python pipelines/train_sdim.py --data {folder}")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse, prepare, report; bad input and settings end with one line and exit code 2."""
+    start = time.perf_counter()
+    try:
+        settings = parse(arguments)
+        schema = settings.load_schema()
+        folder = Path(settings.output or f"data/{schema.name}")
+        run = on_ray(settings.workers, settings.address) if settings.workers else in_process
+        manifest = prepare(schema, folder, shards=settings.shards, run_shards=run)
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(report(manifest, folder, time.perf_counter() - start))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
