@@ -1,0 +1,115 @@
+"""Checks of arguments that operators share; each names the argument, its value and the rule."""
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+MAX_TAU = 16
+
+
+def check_rows(name: str, rows: Tensor, shape: str, size: int | None = None) -> None:
+    """Refuse `rows` unless they are floating, of `shape` such as `[N, D]`, and D equals `size`."""
+    if rows.dtype not in FLOATS:
+        raise TypeError(f"{name} must be floating point, got {rows.dtype}")
+    if rows.dim() != shape.count(",") + 1:
+        raise ValueError(f"{name} must be {shape}, got {tuple(rows.shape)}")
+    if size is not None and rows.shape[-1] != size:
+        raise ValueError(f"{name} must be {shape} with D = {size}, got {tuple(rows.shape)}")
+
+
+def check_index(name: str, index: Tensor) -> None:
+    """Refuse an index tensor that is not one-dimensional int64."""
+    if index.dtype != torch.int64:
+        raise TypeError(f"{name} must be int64, got {index.dtype}")
+    if index.dim() != 1:
+        raise ValueError(f"{name} must have one dimension, got {tuple(index.shape)}")
+
+
+def check_same_device(**tensors: Tensor) -> None:
+    """Refuse tensors that lie on different devices."""
+    devices = {name: tensor.device for name, tensor in tensors.items()}
+    if len(set(devices.values())) > 1:
+        placed = ", ".join(f"{name} on {device}" for name, device in devices.items())
+        raise ValueError(f"all tensors must be on one device, got {placed}")
+
+
+def check_tau(tau: int) -> None:
+    """Refuse a number of bits that codes cannot have."""
+    if not 1 <= tau <= MAX_TAU:
+        raise ValueError(f"tau must lie within 1 .. {MAX_TAU}, got {tau=}")
+
+
+def check_planes(planes: Tensor, tau: int) -> None:
+    """Refuse planes that are not `[D, M]`, or a `tau` outside 1 .. 16 or not dividing M."""
+    check_rows("planes", planes, "[D, M]")
+    check_tau(tau)
+    m = planes.shape[1]
+    if m == 0 or m % tau:
+        raise ValueError(f"tau must divide the number of planes, got {tau=}, M={m}")
+
+
+def check_users(name: str, users: int, offsets: Tensor) -> None:
+    """Refuse rows for another number of users than `offsets` `[B + 1]` tell."""
+    if offsets.shape[0] != users + 1:
+        raise ValueError(
+            f"offsets must be [B + 1] for the B = {users} users of {name}, "
+            f"got {tuple(offsets.shape)}"
+        )
+
+
+def check_queries(
+    queries: Tensor,
+    query_offsets: Tensor,
+    cuts: Tensor,
+    offsets: Tensor,
+    size: int,
+    last: int | None,
+) -> None:
+    """Refuse queries, their offsets and cuts whose shapes or dtypes do not fit together."""
+    check_rows("queries", queries, "[Q, D]", size)
+    check_index("query_offsets", query_offsets)
+    check_index("cuts", cuts)
+    check_users("query_offsets", query_offsets.shape[0] - 1, offsets)
+    if cuts.shape[0] != queries.shape[0]:
+        raise ValueError(
+            f"cuts must have one entry for each of the {queries.shape[0]} queries, "
+            f"got {cuts.shape[0]}"
+        )
+    if last is not None and last < 1:
+        raise ValueError(f"last must be at least 1, got {last=}")
+
+
+def check_offsets(name: str, offsets: Tensor, n: int, rows: str) -> None:
+    """Refuse offsets that do not ascend from 0 to `n`, the number of `rows`."""
+    good = (offsets[0] == 0) & (offsets[-1] == n) & (offsets.diff() >= 0).all()
+    if not bool(good):
+        raise ValueError(
+            f"{name} must start at 0, ascend, and end at the number of {rows}, {n}; "
+            f"got first {int(offsets[0])}, last {int(offsets[-1])}, "
+            f"smallest step {int(offsets.diff().min()) if len(offsets) > 1 else 0}"
+        )
+
+
+def check_cuts(offsets: Tensor, cuts: Tensor, user: Tensor) -> None:
+    """Refuse cuts outside their user's history, or that fall within a user.
+
+    Args:
+        offsets: `[B + 1]` int64, checked.
+        cuts: `[Q]` int64.
+        user: `[Q]` int64, the user of each query.
+    """
+    outside = (cuts < 0) | (cuts > offsets.diff()[user])
+    falls = torch.zeros_like(outside)
+    falls[1:] = (cuts.diff() < 0) & (user.diff() == 0)
+    if not bool((outside | falls).any()):
+        return
+    i = int((outside | falls).int().argmax())
+    if bool(outside[i]):
+        length = int(offsets.diff()[user[i]])
+        raise ValueError(
+            f"cuts must lie within the history of their user, got cuts[{i}] = {int(cuts[i])} "
+            f"for user {int(user[i])} with {length} behaviours"
+        )
+    raise ValueError(
+        f"cuts must ascend within a user, got cuts[{i}] = {int(cuts[i])} after {int(cuts[i - 1])}"
+    )

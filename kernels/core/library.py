@@ -1,0 +1,35 @@
+"""Registration of operators with torch.library: one implementation function for CPU and CUDA."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NAMESPACE = "hashtab"
+
+
+def register(
+    name: str, schema: str, implementation: Callable[..., object], fake: Callable[..., object]
+) -> None:
+    """Register `hashtab::name`.
+
+    Gradients live in `torch.autograd.Function`s outside, which call forward and backward
+    operators: so both are opaque to torch.compile and torch.export.
+
+    Args:
+        name: the operator's name.
+        schema: arguments and result in the dispatcher's language.
+        implementation: computes the operator from CPU or CUDA tensors.
+        fake: returns empty tensors of the result's shape, dtype and strides.
+    """
+    qualified = f"{NAMESPACE}::{name}"
+    torch.library.define(qualified, schema, tags=(torch.Tag.pt2_compliant_tag,))
+    torch.library.impl(qualified, ("cpu", "cuda"), implementation)
+    torch.library.register_fake(qualified, fake)
+
+
+def apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
+    """Call a differentiable function that returns one tensor; torch leaves `apply` untyped."""
+    result: Tensor = function.apply(*arguments)  # type: ignore[no-untyped-call]
+    return result

@@ -1,0 +1,294 @@
+"""SDIM: hash-sampled attention over long histories (arXiv 2205.10249), the public functions.
+
+A behaviour or candidate falls into one bucket of each of G groups, by the signs of its products
+with fixed hash planes. A candidate's interest is the mean over the groups of the l2-normalised
+sum of the behaviours in its bucket; an empty bucket counts as zeros. Gradients reach behaviours
+through the sums; codes are constants, so candidates and planes get none.
+
+All functions take `impl`: `"auto"` (native code on CPUs, else the definition), `"reference"` (the
+definition in PyTorch) or `"native"`; a choice that cannot run raises RuntimeError with the
+reason, and all give the same result up to rounding. Values may be float16, bfloat16, float32 or
+float64. Hashing is float32 from the values as stored, sums are float32 or better (float64 for
+float64 values), interests have the dtype of the values.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hashtab.kernels.core import checks
+from hashtab.kernels.core.dispatch import Impl, check_impl
+from hashtab.kernels.core.library import apply
+from hashtab.kernels.core.precision import sums_dtype
+from hashtab.kernels.core.ragged import to_padded
+from hashtab.kernels.sdim import ops as _ops  # noqa: F401  registers torch.ops.hashtab.sdim_*
+
+_hashtab = torch.ops.hashtab
+
+
+def codes(x: Tensor, planes: Tensor, tau: int, *, impl: Impl = "auto") -> Tensor:
+    """Hash vectors to the code of their bucket in each group.
+
+    Bit m of the signature is `x . planes[:, m] > 0`, computed in float32 even under autocast;
+    group g holds bits g tau .. (g + 1) tau, the first is the lowest.
+
+    Args:
+        x: `[..., D]`, behaviours or candidates; never padding.
+        planes: `[D, M]`, standard normal, fixed for the life of a model.
+        tau: bits a group, 1 .. 16, dividing M.
+        impl: which implementation; see the module.
+
+    Returns:
+        `[..., G]` int32 within 0 .. 2**tau - 1, where G = M / tau. No gradient.
+
+    Raises:
+        TypeError: a dtype is not floating point.
+        ValueError: shapes disagree, or tau does not divide M or lies outside 1 .. 16.
+
+    >>> codes(torch.tensor([[1.0, -1.0]]), torch.eye(2), tau=2)
+    tensor([[1]], dtype=torch.int32)
+    """
+    check_impl(impl)
+    checks.check_planes(planes, tau)
+    checks.check_rows("x", x, "[" + "..., " * (x.dim() - 1) + "D]", planes.shape[0])
+    checks.check_same_device(x=x, planes=planes)
+    result: Tensor = _hashtab.sdim_codes(x.detach(), planes.detach(), tau, impl)
+    return result
+
+
+def encode(
+    values: Tensor, offsets: Tensor, planes: Tensor, tau: int, *, impl: Impl = "auto"
+) -> Tensor:
+    """Sum each user's behaviours by bucket. Additive over behaviours, whatever their order.
+
+    Args:
+        values: `[N, D]`, the behaviours of all users, user after user.
+        offsets: `[B + 1]` int64, first 0, last N.
+        planes: `[D, M]`.
+        tau: bits a group.
+        impl: which implementation; see the module.
+
+    Returns:
+        Table `[B, G, 2**tau, D]` of raw sums, float32 (float64 for float64 values).
+
+    Raises:
+        TypeError: a dtype is wrong.
+        ValueError: shapes, offsets or tau are wrong.
+    """
+    _check_history(values, offsets, planes, tau, impl)
+    keys = codes(values, planes, tau, impl=impl)
+    return apply(_Encode, values, offsets, keys, tau, impl)
+
+
+def read(
+    table: Tensor, queries: Tensor, planes: Tensor, tau: int, *, impl: Impl = "auto"
+) -> Tensor:
+    """Read candidates' interests from bucket tables.
+
+    Args:
+        table: `[B, G, 2**tau, D]`, raw sums as `encode` returns them, float32 or float64.
+        queries: `[B, C, D]`, candidates of each user.
+        planes: `[D, M]`, those which made the table.
+        tau: bits a group.
+        impl: which implementation; see the module.
+
+    Returns:
+        `[B, C, D]` in the table's dtype.
+
+    Raises:
+        TypeError: a dtype is wrong.
+        ValueError: shapes or tau are wrong.
+    """
+    check_impl(impl)
+    checks.check_planes(planes, tau)
+    size, m = planes.shape
+    checks.check_rows("queries", queries, "[B, C, D]", size)
+    shape = (queries.shape[0], m // tau, 2**tau, size)
+    if table.shape != shape:
+        raise ValueError(f"table must be [B, G, 2**tau, D] = {shape}, got {tuple(table.shape)}")
+    if table.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"table must be float32 or float64, got {table.dtype}")
+    checks.check_same_device(table=table, queries=queries)
+    return apply(_Read, table, codes(queries, planes, tau, impl=impl), tau, impl)
+
+
+def attend(
+    values: Tensor,
+    offsets: Tensor,
+    queries: Tensor,
+    planes: Tensor,
+    tau: int,
+    *,
+    impl: Impl = "auto",
+) -> Tensor:
+    """Return the interests of candidates in whole histories, as `read(encode(...))` would.
+
+    Args:
+        values: `[N, D]`, behaviours.
+        offsets: `[B + 1]` int64, first 0, last N.
+        queries: `[B, C, D]`, candidates of each user.
+        planes: `[D, M]`.
+        tau: bits a group.
+        impl: which implementation; see the module.
+
+    Returns:
+        `[B, C, D]` in the dtype of `values`; zeros for an empty history.
+
+    Raises:
+        TypeError: a dtype is wrong.
+        ValueError: shapes, offsets or tau are wrong.
+    """
+    _check_history(values, offsets, planes, tau, impl)
+    checks.check_rows("queries", queries, "[B, C, D]", values.shape[1])
+    checks.check_users("queries", queries.shape[0], offsets)
+    candidates = queries.shape[1]
+    query_offsets = torch.arange(offsets.shape[0], device=offsets.device) * candidates
+    cuts = offsets.diff().repeat_interleave(candidates)
+    rows = attend_at(
+        values, offsets, queries.flatten(0, 1), query_offsets, cuts, planes, tau, impl=impl
+    )
+    return rows.view(queries.shape)
+
+
+def attend_at(
+    values: Tensor,
+    offsets: Tensor,
+    queries: Tensor,
+    query_offsets: Tensor,
+    cuts: Tensor,
+    planes: Tensor,
+    tau: int,
+    *,
+    last: int | None = None,
+    impl: Impl = "auto",
+) -> Tensor:
+    """Return the interest of each query in its user's behaviours before the query's cut.
+
+    One walk over a history serves all of its queries, backward again: time and memory grow with
+    behaviours plus queries, not with their product, and nothing is kept for a query.
+
+    Args:
+        values: `[N, D]`, behaviours in time order within a user.
+        offsets: `[B + 1]` int64, first 0, last N.
+        queries: `[Q, D]`, candidates; those of user u are rows query_offsets[u] up to
+            query_offsets[u + 1].
+        query_offsets: `[B + 1]` int64, first 0, last Q.
+        cuts: `[Q]` int64, ascending within a user: query i sees the first cuts[i] behaviours.
+        planes: `[D, M]`.
+        tau: bits a group.
+        last: of those the latest `last` only; None for all.
+        impl: which implementation; see the module.
+
+    Returns:
+        `[Q, D]` in the dtype of `values`; zeros where a query sees no behaviour.
+
+    Raises:
+        TypeError: a dtype is wrong.
+        ValueError: shapes, offsets, cuts, tau or last are wrong.
+    """
+    _check_history(values, offsets, planes, tau, impl)
+    checks.check_queries(queries, query_offsets, cuts, offsets, values.shape[1], last)
+    checks.check_same_device(values=values, queries=queries, query_offsets=query_offsets, cuts=cuts)
+    keys = (codes(values, planes, tau, impl=impl), codes(queries, planes, tau, impl=impl))
+    interest = apply(_AttendAt, values, offsets, *keys, query_offsets, cuts, tau, last, impl)
+    return interest.to(values.dtype)
+
+
+def expected(
+    values: Tensor, offsets: Tensor, queries: Tensor, tau: int, *, impl: Impl = "auto"
+) -> Tensor:
+    """Return what the sampled form without its norm converges to as planes are added.
+
+    Behaviour s weighs (1 - arccos(cos(q, s)) / pi)**tau, the chance that it shares a bucket of
+    tau bits with q (section 4.3 of the paper); the weights are constants for autograd, as codes
+    are. For study and tests: the per-bucket norm of `attend` ranks better.
+
+    Args:
+        values: `[N, D]`, behaviours.
+        offsets: `[B + 1]` int64, first 0, last N.
+        queries: `[B, C, D]`, candidates of each user.
+        tau: bits a group.
+        impl: which implementation; see the module.
+
+    Returns:
+        `[B, C, D]` un-normalised sums in the dtype of `values`.
+
+    Raises:
+        RuntimeError: `impl="native"`, which this function does not have.
+        TypeError: a dtype is wrong.
+        ValueError: shapes, offsets or tau are wrong.
+    """
+    check_impl(impl)
+    if impl == "native":
+        raise RuntimeError("impl='native' cannot run: expected has its definition only")
+    checks.check_tau(tau)
+    checks.check_rows("values", values, "[N, D]")
+    checks.check_index("offsets", offsets)
+    checks.check_offsets("offsets", offsets, values.shape[0], "behaviours")
+    checks.check_rows("queries", queries, "[B, C, D]", values.shape[1])
+    checks.check_users("queries", queries.shape[0], offsets)
+    real = sums_dtype(values.dtype)
+    padded = to_padded(values.to(real), offsets)
+    with torch.no_grad():
+        cosines = _unit(queries.to(real)) @ _unit(padded).mT
+        weights = (1 - cosines.clamp(-1, 1).arccos() / torch.pi) ** tau
+    return (weights @ padded).to(values.dtype)
+
+
+def _unit(x: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(x, dim=-1)
+
+
+def _check_history(values: Tensor, offsets: Tensor, planes: Tensor, tau: int, impl: str) -> None:
+    check_impl(impl)
+    checks.check_planes(planes, tau)
+    checks.check_rows("values", values, "[N, D]", planes.shape[0])
+    checks.check_index("offsets", offsets)
+    checks.check_same_device(values=values, offsets=offsets, planes=planes)
+
+
+class _Encode(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, values: Tensor, offsets: Tensor, codes: Tensor, tau: int, impl: str
+    ) -> Tensor:
+        ctx.save_for_backward(offsets, codes)
+        ctx.dtype, ctx.impl = values.dtype, impl
+        table: Tensor = _hashtab.sdim_encode(values, offsets, codes, tau, impl)
+        return table
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad = _hashtab.sdim_encode_backward(grads[0], *ctx.saved_tensors, ctx.impl)
+        return grad.to(ctx.dtype), None, None, None, None
+
+
+class _Read(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, codes: Tensor, tau: int, impl: str) -> Tensor:
+        ctx.save_for_backward(table, codes)
+        ctx.tau, ctx.impl = tau, impl
+        interest: Tensor = _hashtab.sdim_read(table, codes, impl)
+        return interest
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad = _hashtab.sdim_read_backward(grads[0], *ctx.saved_tensors, ctx.tau, ctx.impl)
+        return grad, None, None, None
+
+
+class _AttendAt(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        *tensors, tau, last, impl = arguments
+        ctx.save_for_backward(*tensors)
+        ctx.settings = (tau, last, impl)
+        interest: Tensor = _hashtab.sdim_attend_at(*tensors, *ctx.settings)
+        return interest
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        values = ctx.saved_tensors[0]
+        grad = _hashtab.sdim_attend_at_backward(grads[0], *ctx.saved_tensors, *ctx.settings)
+        return grad.to(values.dtype), *[None] * 8
