@@ -84,7 +84,7 @@ class ClickModel(nn.Module):
 
 
 def _mlp(n_inputs: int, hidden: tuple[int, ...], dropout: float) -> nn.Sequential:
-    layers: list[nn.Module] = [nn.Dropout(dropout)]
+    layers: list[nn.Module] = []
     for n_in, n_out in pairwise((n_inputs, *hidden)):
         layers += [nn.Linear(n_in, n_out), nn.ReLU(), nn.Dropout(dropout)]
     return nn.Sequential(*layers, nn.Linear((n_inputs, *hidden)[-1], 1))

@@ -18,7 +18,7 @@ class ClickModelSettings:
         window: behaviours that "din", "target_attention" and the short part of
             "sdim_long_short" see, the latest.
         hidden: widths of the head's hidden layers.
-        dropout: share of the head's inputs and hidden units dropped in training.
+        dropout: share of the head's hidden units dropped in training.
         counters: whether the head reads how often the user met the candidate's features before.
         initial_std: standard deviation of the initial embeddings.
 
