@@ -144,7 +144,7 @@ def attend(
     checks.check_users("queries", queries.shape[0], offsets)
     candidates = queries.shape[1]
     query_offsets = torch.arange(offsets.shape[0], device=offsets.device) * candidates
-    cuts = offsets.diff().repeat_interleave(candidates)
+    cuts = offsets.diff().repeat_interleave(candidates, output_size=queries.shape[0] * candidates)
     rows = attend_at(
         values, offsets, queries.flatten(0, 1), query_offsets, cuts, planes, tau, impl=impl
     )

@@ -1,0 +1,5 @@
+"""Exact attention: the rival of every approximation, and its oracle."""
+
+from hashtab.kernels.dense.api import target_attention, target_attention_at
+
+__all__ = ["target_attention", "target_attention_at"]

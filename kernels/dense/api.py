@@ -1,0 +1,176 @@
+"""Exact softmax target attention over long histories, the public functions.
+
+All functions take `impl`: `"blocked"` (matrix products of one user's blocks, flat memory),
+`"reference"` (the padded definition) or `"auto"`, which is `"blocked"`; they give the same result
+up to rounding. Queries, keys and values may be float16, bfloat16, float32 or float64; scores and
+sums are float32 (float64 for float64 values), also under autocast.
+"""
+
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from hashtab.kernels.core import checks
+from hashtab.kernels.core.library import apply
+from hashtab.kernels.core.precision import sums_dtype
+from hashtab.kernels.core.ragged import segment_of
+from hashtab.kernels.dense import ops as _ops  # noqa: F401  registers torch.ops.hashtab.dense_*
+from hashtab.kernels.dense import reference
+
+Impl = Literal["auto", "reference", "blocked"]
+
+_hashtab = torch.ops.hashtab
+
+
+def target_attention(
+    queries: Tensor,
+    values: Tensor,
+    offsets: Tensor,
+    *,
+    keys: Tensor | None = None,
+    scale: float | None = None,
+    impl: Impl = "auto",
+) -> Tensor:
+    """Return softmax(scale q K^T) V of each candidate over its user's whole history.
+
+    Args:
+        queries: `[B, C, D]`, candidates of each user.
+        values: `[N, Dv]`, the behaviours of all users, user after user.
+        offsets: `[B + 1]` int64, first 0, last N.
+        keys: `[N, D]`; the values when None.
+        scale: factor of the scores; 1 / sqrt(D) when None.
+        impl: which implementation; see the module.
+
+    Returns:
+        `[B, C, Dv]` in the dtype of `values`; zeros, with zero gradient, for an empty history.
+
+    Raises:
+        TypeError: a dtype is wrong.
+        ValueError: shapes or offsets are wrong.
+    """
+    checks.check_rows("queries", queries, "[B, C, D]")
+    checks.check_index("offsets", offsets)
+    checks.check_users("queries", queries.shape[0], offsets)
+    candidates = queries.shape[1]
+    query_offsets = torch.arange(offsets.shape[0], device=offsets.device) * candidates
+    cuts = offsets.diff().repeat_interleave(candidates, output_size=queries.shape[0] * candidates)
+    rows = target_attention_at(
+        queries.flatten(0, 1),
+        query_offsets,
+        cuts,
+        values,
+        offsets,
+        keys=keys,
+        scale=scale,
+        impl=impl,
+    )
+    return rows.view(*queries.shape[:2], values.shape[1])
+
+
+def target_attention_at(
+    queries: Tensor,
+    query_offsets: Tensor,
+    cuts: Tensor,
+    values: Tensor,
+    offsets: Tensor,
+    *,
+    keys: Tensor | None = None,
+    scale: float | None = None,
+    last: int | None = None,
+    impl: Impl = "auto",
+) -> Tensor:
+    """Return softmax target attention of each query over the behaviours before its cut.
+
+    Args:
+        queries: `[Q, D]`, candidates; those of user u are rows query_offsets[u] up to
+            query_offsets[u + 1].
+        query_offsets: `[B + 1]` int64, first 0, last Q.
+        cuts: `[Q]` int64, ascending within a user: query i sees the first cuts[i] behaviours.
+        values: `[N, Dv]`, behaviours in time order within a user.
+        offsets: `[B + 1]` int64, first 0, last N.
+        keys: `[N, D]`; the values when None.
+        scale: factor of the scores; 1 / sqrt(D) when None.
+        last: of the behaviours before the cut the latest `last` only; None for all.
+        impl: which implementation; see the module.
+
+    Returns:
+        `[Q, Dv]` in the dtype of `values`; zeros, with zero gradient, where a query sees nothing.
+
+    Raises:
+        TypeError: a dtype is wrong.
+        ValueError: shapes, offsets, cuts or last are wrong.
+    """
+    if impl not in get_args(Impl):
+        raise ValueError(f"impl must be one of {get_args(Impl)}, got {impl=}")
+    keys = values if keys is None else keys
+    _check_rows(queries, keys, values, offsets)
+    checks.check_queries(queries, query_offsets, cuts, offsets, queries.shape[1], last)
+    checks.check_same_device(queries=queries, keys=keys, values=values, offsets=offsets, cuts=cuts)
+    scale = queries.shape[1] ** -0.5 if scale is None else scale
+    arguments = (queries, query_offsets, cuts, keys, values, offsets, scale, last)
+    if impl == "reference":
+        return _reference(*arguments)
+    return apply(_AttendAt, *arguments).to(values.dtype)
+
+
+def _reference(
+    queries: Tensor,
+    query_offsets: Tensor,
+    cuts: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    offsets: Tensor,
+    scale: float,
+    last: int | None,
+) -> Tensor:
+    checks.check_offsets("offsets", offsets, values.shape[0], "behaviours")
+    checks.check_offsets("query_offsets", query_offsets, cuts.shape[0], "queries")
+    checks.check_cuts(offsets, cuts, segment_of(query_offsets, cuts.shape[0]))
+    real = sums_dtype(values.dtype)
+    queries, keys, rows = queries.to(real), keys.to(real), values.to(real)
+    with torch.autocast(values.device.type, enabled=False):
+        interest = reference.target_attention_at(
+            queries, query_offsets, cuts, keys, rows, offsets, scale, last
+        )
+    return interest.to(values.dtype)
+
+
+def _check_rows(queries: Tensor, keys: Tensor, values: Tensor, offsets: Tensor) -> None:
+    checks.check_rows("queries", queries, "[Q, D]")
+    checks.check_rows("values", values, "[N, Dv]")
+    checks.check_rows("keys", keys, "[N, D]", queries.shape[1])
+    checks.check_index("offsets", offsets)
+    if keys.shape[0] != values.shape[0]:
+        raise ValueError(
+            f"keys and values must have one row for each behaviour, "
+            f"got {keys.shape[0]} and {values.shape[0]}"
+        )
+
+
+class _AttendAt(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        *tensors, scale, last = arguments
+        interest, log_sums = _hashtab.dense_attend_at(*tensors, scale, last)
+        ctx.save_for_backward(interest, log_sums, *tensors)
+        ctx.settings = (scale, last)
+        result: Tensor = interest
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        _, _, queries, _, _, keys, values, _ = ctx.saved_tensors
+        grad_queries, grad_keys, grad_values = _hashtab.dense_attend_at_backward(
+            grads[0], *ctx.saved_tensors, *ctx.settings
+        )
+        return (
+            grad_queries.to(queries.dtype),
+            None,
+            None,
+            grad_keys.to(keys.dtype),
+            grad_values.to(values.dtype),
+            None,
+            None,
+            None,
+        )

@@ -1,0 +1,110 @@
+"""Operators of exact target attention for torch.library."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hashtab.kernels.core import checks
+from hashtab.kernels.core.library import register
+from hashtab.kernels.core.precision import sums_dtype
+from hashtab.kernels.core.ragged import segment_of
+from hashtab.kernels.dense import blocked
+
+
+def _attend_at(
+    queries: Tensor,
+    query_offsets: Tensor,
+    cuts: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    offsets: Tensor,
+    scale: float,
+    last: int | None,
+) -> tuple[Tensor, Tensor]:
+    checks.check_offsets("offsets", offsets, values.shape[0], "behaviours")
+    checks.check_offsets("query_offsets", query_offsets, cuts.shape[0], "queries")
+    checks.check_cuts(offsets, cuts, segment_of(query_offsets, cuts.shape[0]))
+    real = sums_dtype(values.dtype)
+    with torch.autocast(values.device.type, enabled=False):
+        return blocked.attend_at(
+            queries.to(real),
+            query_offsets,
+            cuts,
+            keys.to(real),
+            values.to(real),
+            offsets,
+            scale,
+            last,
+        )
+
+
+def _attend_at_fake(
+    _queries: Tensor, _query_offsets: Tensor, cuts: Tensor, _keys: Tensor, values: Tensor, *_: Any
+) -> tuple[Tensor, Tensor]:
+    real = sums_dtype(values.dtype)
+    interest = values.new_empty(cuts.shape[0], values.shape[1], dtype=real)
+    return interest, values.new_empty(cuts.shape[0], dtype=real)
+
+
+def _attend_at_backward(
+    grad: Tensor,
+    interest: Tensor,
+    log_sums: Tensor,
+    queries: Tensor,
+    query_offsets: Tensor,
+    cuts: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    offsets: Tensor,
+    scale: float,
+    last: int | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    real = sums_dtype(values.dtype)
+    with torch.autocast(values.device.type, enabled=False):
+        return blocked.attend_at_backward(
+            grad.to(real),
+            interest,
+            log_sums,
+            queries.to(real),
+            query_offsets,
+            cuts,
+            keys.to(real),
+            values.to(real),
+            offsets,
+            scale,
+            last,
+        )
+
+
+def _attend_at_backward_fake(
+    _grad: Tensor,
+    _interest: Tensor,
+    _log_sums: Tensor,
+    queries: Tensor,
+    _query_offsets: Tensor,
+    _cuts: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    *_: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    real = sums_dtype(values.dtype)
+    return (
+        queries.new_empty(queries.shape, dtype=real),
+        keys.new_empty(keys.shape, dtype=real),
+        values.new_empty(values.shape, dtype=real),
+    )
+
+
+_SCHEMA = (
+    "Tensor queries, Tensor query_offsets, Tensor cuts, Tensor keys, Tensor values, "
+    "Tensor offsets, float scale, int? last"
+)
+
+register("dense_attend_at", f"({_SCHEMA}) -> (Tensor, Tensor)", _attend_at, _attend_at_fake)
+register(
+    "dense_attend_at_backward",
+    f"(Tensor grad, Tensor interest, Tensor log_sums, {_SCHEMA}) -> (Tensor, Tensor, Tensor)",
+    _attend_at_backward,
+    _attend_at_backward_fake,
+)
