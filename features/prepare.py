@@ -28,7 +28,7 @@ from hashtab.features.samples import TIME_FEATURE_SIZES
 from hashtab.features.schema import Schema
 from hashtab.features.shards import ShardRecord, prepare_shard, split_names
 from hashtab.features.sources import SourceFile
-from hashtab.features.storage import map_arrow, write_text
+from hashtab.features.storage import TEMPORARY, map_arrow, write_text
 from hashtab.features.tables import write_tables
 from hashtab.features.validation import check
 
@@ -72,16 +72,24 @@ def prepare(
         digest = _request_digest(schema, files, shards)
         if output.exists():
             return _finished(output, digest)
-        folder = output.parent / f".{output.name}.building-{digest[:12]}"
+        # Absolute, since a task may run in a process that stands elsewhere.
+        folder = output.resolve().parent / f".{output.name}.building-{digest[:12]}"
         if not (folder / FILE).exists():
             check(schema)
             write_tables(schema, folder)
             partition(schema, folder, shards)
             run_shards(partial(prepare_shard, schema, folder), range(shards))
             write_text(folder / FILE, _manifest(schema, folder, files, shards).to_json())
-        shutil.rmtree(folder / "work", ignore_errors=True)
+        _clear(folder)
         folder.rename(output)
         return Manifest.read(output)
+
+
+def _clear(folder: Path) -> None:
+    """Remove what only preparation needs, and what a killed run left without its name."""
+    shutil.rmtree(folder / "work", ignore_errors=True)
+    for path in folder.rglob(TEMPORARY):
+        path.unlink()
 
 
 def _request_digest(schema: Schema, files: Iterable[SourceFile], shards: int) -> str:
@@ -193,7 +201,7 @@ def _feature(name: str, learned: dict[str, encoders.Encoder]) -> Feature:
 
 def _file_infos(folder: Path, records: list[ShardRecord]) -> dict[str, FileInfo]:
     hashes = {name: digest for record in records for name, digest in record.files.items()}
-    for path in sorted((folder / "tables").iterdir()):
+    for path in sorted((folder / "tables").glob("[!.]*")):
         hashes[f"tables/{path.name}"] = sources.sha256(path)
     return {
         name: FileInfo(size=(folder / name).stat().st_size, sha256=digest)

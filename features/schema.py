@@ -354,7 +354,7 @@ class Schema:
     def from_yaml(cls, path: str | Path) -> Self:
         """Read a schema; relative `files` are relative to the folder of the YAML file."""
         try:
-            plain = yaml.safe_load(Path(path).read_text())
+            plain = yaml.load(Path(path).read_text(), Loader=_Yaml)
         except OSError as error:
             raise DataError(f"schema {path} cannot be read: {error.strerror}") from error
         except yaml.YAMLError as error:
@@ -375,6 +375,15 @@ class Schema:
 
 
 _NAME_CHARACTERS = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
+
+
+class _Yaml(yaml.SafeLoader):
+    """Leaves dates as they are written."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  (the loader's own way to declare them)
+        first: [(tag, expression) for tag, expression in resolvers if "timestamp" not in tag]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
 def _beside(folder: Path, files: str | list[str]) -> str | list[str]:

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
+TEMPORARY = ".*.tmp"  # pattern of files that have not got their name yet
+
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file by temporary name and rename."""

@@ -90,6 +90,7 @@ def _training(log: pl.LazyFrame) -> pl.LazyFrame:
 def _popularity(behaviours: pl.LazyFrame) -> pl.DataFrame:
     counts = (
         _training(behaviours)
+        .unique()  # an event delivered twice is one event
         .group_by(ITEM)
         .agg(pl.len().alias(TRAIN_COUNT), pl.col(TIME).min().alias(FIRST_TIME))
     )
@@ -109,9 +110,9 @@ def _log_encoders(
     values: dict[tuple[str, str], list[pl.Series]] = {}
     for kind, names, log in places:
         for name in names:
-            column = _training(log).select(name)
-            column = column.unique() if kind == "categorical" else column
-            found = column.collect(engine="streaming").to_series()
+            rows = _training(log)
+            column = rows.select(name).unique() if kind == "categorical" else rows.unique()
+            found = column.select(name).collect(engine="streaming").to_series()
             values.setdefault((name, kind), []).append(found)
     return {name: encoders.fit(kind, series) for (name, kind), series in values.items()}
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-if __package__ in (None, "") and str(Path(__file__).resolve().parent.parent) not in sys.path:
+if not __package__:  # run as a script, perhaps from a checkout that is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import jsonargparse
@@ -22,6 +22,8 @@ from hashtab.features.manifest import Manifest
 from hashtab.features.plain import did_you_mean
 from hashtab.features.prepare import RunShards, ShardTask, prepare
 from hashtab.features.schema import Schema
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +98,10 @@ def on_ray(workers: int, address: str | None) -> RunShards:
         import ray
 
         if not ray.is_initialized():
-            ray.init(address=address or "local", num_cpus=None if address else workers)
+            # Workers on this machine find the package where this script found it.
+            environment = {"env_vars": {"PYTHONPATH": str(ROOT)}}
+            cpus = None if address else workers
+            ray.init(address=address or "local", num_cpus=cpus, runtime_env=environment)
         remote = ray.remote(num_cpus=1, max_retries=3)(_call)
         waiting = list(shards)
         running: list[ray.ObjectRef] = []
@@ -105,7 +110,10 @@ def on_ray(workers: int, address: str | None) -> RunShards:
                 while waiting and len(running) < workers:
                     running.append(remote.remote(task, waiting.pop(0)))
                 done, running = ray.wait(running)
-                ray.get(done)
+                try:
+                    ray.get(done)
+                except ray.exceptions.RayTaskError as error:
+                    raise error.cause from error
                 progress.update(len(done))
 
     return run

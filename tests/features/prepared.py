@@ -1,0 +1,53 @@
+"""Prepared data read back with raw values, so that data sets can be compared by meaning."""
+
+from pathlib import Path
+
+import polars as pl
+
+from hashtab.features.prepare import prepare
+from hashtab.features.schema import Schema
+
+
+def build(schema: Schema, folder: Path, shards: int = 3) -> Path:
+    prepare(schema, folder, shards=shards)
+    return folder
+
+
+def samples(folder: Path, split: str) -> pl.DataFrame:
+    """Samples with raw users and items in a total order."""
+    stored = pl.concat(
+        [pl.read_ipc(path) for path in sorted((folder / "samples" / split).glob("*"))]
+    )
+    return _raw(folder, stored)
+
+
+def histories(folder: Path) -> pl.DataFrame:
+    """Behaviours with raw users and items, in stored order within a user."""
+    parts = []
+    for path in sorted((folder / "histories").glob("*")):
+        users = pl.read_ipc(folder / "users" / path.name)
+        lengths = users["history_end"].diff().fill_null(users["history_end"].first())
+        owner = users["user"].repeat_by(lengths).explode(empty_as_null=False)
+        parts.append(pl.read_ipc(path).with_columns(owner.alias("user")))
+    return _raw(folder, pl.concat(parts), ordered=False)
+
+
+def _raw(folder: Path, frame: pl.DataFrame, ordered: bool = True) -> pl.DataFrame:
+    users = pl.read_ipc(folder / "tables" / "users.arrow")["_user"]
+    items = pl.read_ipc(folder / "tables" / "catalogue.arrow")["_item"]
+    raw = frame.with_columns(user=users.gather(frame["user"]), item=items.gather(frame["row"]))
+    raw = raw.drop("row")
+    return raw.sort(sorted(raw.columns)) if ordered else raw
+
+
+def catalogue(folder: Path) -> pl.DataFrame:
+    return pl.read_ipc(folder / "tables" / "catalogue.arrow")
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder by relative path."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
