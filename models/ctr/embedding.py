@@ -53,7 +53,8 @@ class FeatureEmbedding(nn.Module):
         if name in self._table_of:
             embedded: Tensor = self.tables[self._table_of[name]](column)
             return embedded
-        return column[:, None] * self.directions[self._direction_of[name]]
+        scaled: Tensor = column[:, None] * self.directions[self._direction_of[name]]
+        return scaled
 
 
 def _table(n_ids: int, size: int, initial_std: float) -> nn.Embedding:
