@@ -10,11 +10,14 @@ from numpy.typing import NDArray
 
 from hashtab.features.errors import DataError
 from hashtab.features.manifest import Manifest
+from hashtab.features.shards import ITEM_COUNT, counter_column
 from hashtab.features.sources import sha256
 from hashtab.features.storage import Array, map_arrow
 
 Int64 = NDArray[np.int64]
 Float32 = NDArray[np.float32]
+
+_DTYPES = {"categorical": np.int32, "numeric": np.float32}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +212,8 @@ class Dataset:
         seen = _Spans(users.shard, begin + trimmed, begin + last)
         rows, asked = seen.gather(history, "row"), spans.gather(samples, "row")
         features = self.manifest.features
-        counts = [spans.gather(samples, f"count_{name}") for name in features.counters]
+        counters = [counter_column(self.manifest.schema, name) for name in features.counters]
+        counts = [spans.gather(samples, name) for name in counters]
         return Batch(
             users=users.index,
             history_offsets=seen.offsets,
@@ -222,11 +226,14 @@ class Dataset:
             sample_offsets=spans.offsets,
             cuts=ends - np.repeat(trimmed, spans.lengths),
             candidates={f.name: self._catalogue[f.name][asked] for f in features.candidate},
-            context={f.name: spans.gather(samples, f.name) for f in features.context},
+            context={
+                f.name: spans.gather(samples, f.name).astype(_DTYPES[f.kind], copy=False)
+                for f in features.context
+            },
             counters=_log_counts(counts, len(ends)),
             labels=spans.gather(samples, "label").astype(np.float32),
             history_lengths=ends,
-            item_counts=spans.gather(samples, "item_count"),
+            item_counts=spans.gather(samples, ITEM_COUNT),
         )
 
 

@@ -8,18 +8,23 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from hashtab.features import encoders
 from hashtab.features.counters import count_before
-from hashtab.features.encoders import UNKNOWN_ID
+from hashtab.features.encoders import UNKNOWN_ID, Scaler
 from hashtab.features.manifest import SplitInfo
 from hashtab.features.partition import read_part
-from hashtab.features.samples import ExposureRule, evaluation_splits, with_time_features
+from hashtab.features.samples import (
+    TIME_FEATURE_SIZES,
+    ExposureRule,
+    evaluation_splits,
+    with_time_features,
+)
 from hashtab.features.schema import SPLITS, Schema
 from hashtab.features.sources import LABEL, SPLIT, TIME, sha256
 from hashtab.features.storage import Array, frame_of, map_arrow, write_arrow, write_text
 from hashtab.features.tables import HASH, INDEX, ROW, TRAIN_COUNT
 
 ITEM_COUNT = "item_count"
-_NEVER_MET = -1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +77,7 @@ class _ShardWriter:
         self.folder = folder
         self.shard = shard
         self.catalogue = map_arrow(folder / "tables" / "catalogue.arrow")
+        self.encoders = encoders.load(folder / "tables" / "encoders.json")
         self.duplicates: dict[str, int] = {}
         self.missed: dict[str, int] = {}
         self.files: dict[str, str] = {}
@@ -144,34 +150,47 @@ class _ShardWriter:
         user, time, row = (history[name].to_numpy() for name in (INDEX, TIME, ROW))
         asked, request, candidate = (samples[name].to_numpy() for name in (INDEX, TIME, ROW))
         counted = {"history_end": count_before(user, time, asked, request)}
-        for name in (ITEM_COUNT, *self.schema.counters):
+        for name in self._stored_counters():
             values = self._values(name)
-            groups = user * len(self.catalogue[TRAIN_COUNT]) + values[row]
-            asked_groups = asked * len(self.catalogue[TRAIN_COUNT]) + values[candidate]
+            width = int(values.max()) + 1
+            groups, asked_groups = user * width + values[row], asked * width + values[candidate]
             met = count_before(groups, time, asked_groups, request)
-            counted[_column(name)] = np.where(values[candidate] == _NEVER_MET, 0, met)
+            counted[counter_column(self.schema, name)] = np.where(values[candidate] > 0, met, 0)
         counts = frame_of({name: c.astype(np.int32) for name, c in counted.items()})
         context = self._context_names()
+        narrow = {name: pl.col(name).cast(self._id_type(name)) for name in context}
         return (
             pl.concat([samples, counts], how="horizontal")
-            .select(INDEX, TIME, ROW, *counts.columns, *context, LABEL)
+            .select(pl.col(INDEX).cast(pl.Int32), TIME, ROW, *counts.columns, LABEL, **narrow)
             .sort(INDEX, TIME, ROW, LABEL, *context)
         )
+
+    def _stored_counters(self) -> list[str]:
+        item = self.schema.item_name  # counted for every data set, since metrics are sliced by it
+        return [item, *(name for name in self.schema.counters if name != item)]
 
     def _values(self, name: str) -> Array:
         """What a counter counts, by catalogue row: the item itself or the id of its feature.
 
-        Two items of unknown type are not of one type: that value was never met.
+        Two items of unknown type are not of one type: 0 stands for a value that was never met.
         """
-        if name in (ITEM_COUNT, self.schema.item_name):
-            return np.arange(len(self.catalogue[TRAIN_COUNT]))
+        if name == self.schema.item_name:
+            return np.arange(1, len(self.catalogue[TRAIN_COUNT]) + 1)
         ids = self.catalogue[name].astype(np.int64)
-        return np.where(ids == UNKNOWN_ID, _NEVER_MET, ids)
+        return np.where(ids == UNKNOWN_ID, 0, ids)
 
     def _context_names(self) -> list[str]:
         pool, context = self.schema.pool, self.schema.context
         shown = (*pool.categorical, *pool.numeric) if pool else ()
         return [*context.time, *context.categorical, *context.numeric, *shown]
+
+    def _id_type(self, name: str) -> type[pl.DataType]:
+        """The smallest type that holds a context feature; there are many samples."""
+        encoder = self.encoders.get(name)
+        if isinstance(encoder, Scaler):
+            return pl.Float32
+        size = TIME_FEATURE_SIZES[name] if encoder is None else encoder.size
+        return pl.UInt8 if size <= 1 << 8 else pl.UInt16 if size <= 1 << 16 else pl.Int32
 
     def _store(self, name: str, frame: pl.DataFrame) -> None:
         relative = f"{name}/{self.shard:05d}.arrow"
@@ -179,8 +198,9 @@ class _ShardWriter:
         self.files[relative] = sha256(self.folder / relative)
 
 
-def _column(counter: str) -> str:
-    return counter if counter == ITEM_COUNT else f"count_{counter}"
+def counter_column(schema: Schema, name: str) -> str:
+    """Name of a counter's column among the stored samples."""
+    return ITEM_COUNT if name == schema.item_name else f"count_{name}"
 
 
 def _rest(frame: pl.DataFrame) -> list[str]:
