@@ -29,10 +29,10 @@ class ClickModelSettings:
 
     encoder: str = "sdim"
     embedding_size: int = 32
-    planes: int = 128
-    tau: int = 8
+    planes: int = 80
+    tau: int = 5
     window: int = 50
-    hidden: tuple[int, ...] = (128, 64)
+    hidden: tuple[int, ...] = (256, 128)
     dropout: float = 0.1
     counters: bool = False
     initial_std: float = 0.5
