@@ -31,5 +31,5 @@ def register(
 
 def apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
     """Call a differentiable function that returns one tensor; torch leaves `apply` untyped."""
-    result: Tensor = function.apply(*arguments)  # type: ignore[no-untyped-call]
+    result: Tensor = function.apply(*arguments)
     return result

@@ -116,5 +116,7 @@ def _compile(compiler: str, source: Path, library: Path) -> None:
         command = [compiler, *FLAGS, str(source), "-o", str(built), "-lm"]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode != 0:
-            raise NativeUnavailableError(f"`{' '.join(command)}` failed: {result.stderr[-500:]}")
+            raise NativeUnavailableError(
+                f"`{' '.join(command)}` failed: {result.stderr.strip()[-500:]}"
+            )
         built.replace(library)

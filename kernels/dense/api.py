@@ -103,7 +103,8 @@ def target_attention_at(
     """
     if impl not in get_args(Impl):
         raise ValueError(f"impl must be one of {get_args(Impl)}, got {impl=}")
-    keys = values if keys is None else keys
+    # A view, for torch.compile refuses one tensor in two places of an autograd.Function.
+    keys = values.view_as(values) if keys is None else keys
     _check_rows(queries, keys, values, offsets)
     checks.check_queries(queries, query_offsets, cuts, offsets, queries.shape[1], last)
     checks.check_same_device(queries=queries, keys=keys, values=values, offsets=offsets, cuts=cuts)

@@ -1,5 +1,6 @@
-/* Hash-sampled attention on CPUs: one thread walks one user's history for all of the user's
- * queries, so results do not depend on the number of threads.
+/* Hash-sampled attention on CPUs. One thread serves one user, and one group of buckets after the
+ * other: a group's table stays in the first-level cache, the result does not depend on the number
+ * of threads, and working memory is one group's table whatever the number of queries.
  *
  * Running sums are doubles. Taking a float back out of a sum of doubles leaves practically no
  * trace, so the backward walk recovers the table of every cut instead of storing it, and a window
@@ -14,94 +15,50 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Bucket sums [groups, buckets, size]. A row's content is undefined while its count is zero, so
- * that emptying the table costs nothing. */
+/* Sums of one group's buckets [buckets, size]. A row's content is undefined while its count is
+ * zero, so that emptying the table costs nothing. */
 typedef struct {
-    int64_t groups, buckets, size;
+    int64_t buckets, size;
     double *rows;
     int32_t *counts;
 } Table;
 
-static Table table_new(int64_t groups, int64_t buckets, int64_t size) {
-    const size_t n = (size_t)groups * (size_t)buckets;
-    Table table = {groups, buckets, size, NULL, NULL};
-    table.rows = malloc(n * (size_t)size * sizeof(double) + 1);
-    table.counts = calloc(n + 1, sizeof(int32_t));
+static Table table_new(int64_t buckets, int64_t size) {
+    Table table = {buckets, size, NULL, NULL};
+    table.rows = malloc((size_t)(buckets * size) * sizeof(double) + 1);
+    table.counts = calloc((size_t)buckets, sizeof(int32_t));
     return table;
 }
+
+static int table_missing(Table table) { return table.rows == NULL || table.counts == NULL; }
 
 static void table_free(Table table) {
     free(table.rows);
     free(table.counts);
 }
 
-static inline int64_t bucket_of(const Table *table, const int32_t *codes, int64_t group) {
-    return group * table->buckets + codes[group];
+/* Empty the buckets of `n` codes that lie `stride` apart. */
+static void table_clear(Table *table, const int32_t *codes, int64_t n, int64_t stride) {
+    if (n >= table->buckets)
+        memset(table->counts, 0, (size_t)table->buckets * sizeof(int32_t));
+    else
+        for (int64_t j = 0; j < n; j++) table->counts[codes[j * stride]] = 0;
 }
 
-static inline void row_add(Table *table, int64_t bucket, const double *restrict x) {
-    double *restrict row = table->rows + bucket * table->size;
-    if (table->counts[bucket]++ == 0)
+static inline void table_add(Table *table, int32_t code, const double *restrict x) {
+    double *restrict row = table->rows + code * table->size;
+    if (table->counts[code]++ == 0)
         memcpy(row, x, (size_t)table->size * sizeof(double));
     else
         for (int64_t d = 0; d < table->size; d++) row[d] += x[d];
 }
 
-static inline void row_remove(Table *table, int64_t bucket, const double *restrict x) {
-    double *restrict row = table->rows + bucket * table->size;
-    if (--table->counts[bucket] > 0)
-        for (int64_t d = 0; d < table->size; d++) row[d] -= x[d];
-}
-
-static void table_add(Table *table, const int32_t *codes, const double *x) {
-    for (int64_t g = 0; g < table->groups; g++) row_add(table, bucket_of(table, codes, g), x);
-}
-
-static void table_remove(Table *table, const int32_t *codes, const double *x) {
-    for (int64_t g = 0; g < table->groups; g++) row_remove(table, bucket_of(table, codes, g), x);
-}
-
-static void table_forget(Table *table, const int32_t *codes, int64_t n) {
-    for (int64_t j = 0; j < n; j++)
-        for (int64_t g = 0; g < table->groups; g++)
-            table->counts[bucket_of(table, codes + j * table->groups, g)] = 0;
-}
-
-/* sum[d] = the sum over the groups of the rows that `codes` fall into. */
-static void table_gather(const Table *table, const int32_t *codes, double *restrict sum) {
-    const int64_t size = table->size;
-    memset(sum, 0, (size_t)size * sizeof(double));
-    for (int64_t g = 0; g < table->groups; g++) {
-        const int64_t bucket = bucket_of(table, codes, g);
-        const double *restrict row = table->rows + bucket * size;
-        if (table->counts[bucket] > 0)
-            for (int64_t d = 0; d < size; d++) sum[d] += row[d];
-    }
-}
-
-/* sum += row / |row| */
-static inline void normalised_add(const double *restrict row, int64_t size, double *restrict sum) {
+/* 1 / |row|, and 0 for a row of zeros: it counts as zeros and has no gradient. */
+static inline double inverse_norm(const double *restrict row, int64_t size) {
     double square = 0;
 #pragma omp simd reduction(+ : square)
     for (int64_t d = 0; d < size; d++) square += row[d] * row[d];
-    if (!(square > 0)) return;
-    const double scale = 1 / sqrt(square);
-    for (int64_t d = 0; d < size; d++) sum[d] += scale * row[d];
-}
-
-/* The gradient of row / |row|: (upstream - u (u . upstream)) / |row|. False for a zero row. */
-static inline int normalised_backward(const double *restrict row, const double *restrict upstream,
-                                      int64_t size, double *restrict gradient) {
-    double square = 0, product = 0;
-#pragma omp simd reduction(+ : square, product)
-    for (int64_t d = 0; d < size; d++) {
-        square += row[d] * row[d];
-        product += row[d] * upstream[d];
-    }
-    if (!(square > 0)) return 0;
-    const double scale = 1 / sqrt(square), along = product / square;
-    for (int64_t d = 0; d < size; d++) gradient[d] = scale * (upstream[d] - along * row[d]);
-    return 1;
+    return square > 0 ? 1 / sqrt(square) : 0;
 }
 
 /* Signature bits are `x . plane > 0`, lowest bit first. Each product is one chain of float32
@@ -165,9 +122,36 @@ int sdim_codes(const float *x, const float *planes, int32_t *codes, int64_t rows
 
 #else
 
-static inline const double *NAME(widen)(const REAL *restrict x, int64_t size, double *restrict y) {
-    for (int64_t d = 0; d < size; d++) y[d] = x[d];
-    return y;
+static inline void NAME(add)(Table *table, int32_t code, const REAL *restrict x) {
+    double *restrict row = table->rows + code * table->size;
+    if (table->counts[code]++ == 0)
+        for (int64_t d = 0; d < table->size; d++) row[d] = x[d];
+    else
+        for (int64_t d = 0; d < table->size; d++) row[d] += x[d];
+}
+
+static inline void NAME(take)(Table *table, int32_t code, const REAL *restrict x) {
+    double *restrict row = table->rows + code * table->size;
+    if (--table->counts[code] > 0)
+        for (int64_t d = 0; d < table->size; d++) row[d] -= x[d];
+}
+
+/* out += share row / |row| */
+static inline void NAME(add_unit)(const double *restrict row, int64_t size, double share,
+                                  REAL *restrict out) {
+    const double scale = share * inverse_norm(row, size);
+    for (int64_t d = 0; d < size; d++) out[d] += (REAL)(scale * row[d]);
+}
+
+/* The gradient of share row / |row|: share (upstream - u (u . upstream)) / |row|, u the unit row. */
+static inline void NAME(unit_gradient)(const double *restrict row, const REAL *restrict upstream,
+                                       int64_t size, double share, double *restrict gradient) {
+    const double inverse = inverse_norm(row, size), scale = share * inverse;
+    double along = 0;
+#pragma omp simd reduction(+ : along)
+    for (int64_t d = 0; d < size; d++) along += row[d] * upstream[d];
+    along *= inverse * inverse;
+    for (int64_t d = 0; d < size; d++) gradient[d] = scale * (upstream[d] - along * row[d]);
 }
 
 int NAME(sdim_encode)(const REAL *values, const int64_t *offsets, const int32_t *codes,
@@ -176,23 +160,22 @@ int NAME(sdim_encode)(const REAL *values, const int64_t *offsets, const int32_t 
     int failed = 0;
 #pragma omp parallel num_threads(threads) reduction(| : failed)
     {
-        Table table = table_new(groups, buckets, size);
-        double *x = malloc((size_t)size * sizeof(double) + 1);
-        failed |= !table.rows || !table.counts || !x;
+        Table table = table_new(buckets, size);
+        failed |= table_missing(table);
 #pragma omp for schedule(dynamic)
-        for (int64_t u = 0; u < users; u++) {
+        for (int64_t i = 0; i < users * groups; i++) {
             if (failed) continue;
+            const int64_t u = i / groups, g = i % groups;
             for (int64_t j = offsets[u]; j < offsets[u + 1]; j++)
-                table_add(&table, codes + j * groups, NAME(widen)(values + j * size, size, x));
-            REAL *restrict row = out + u * groups * buckets * size;
-            for (int64_t b = 0; b < groups * buckets; b++, row += size) {
+                NAME(add)(&table, codes[j * groups + g], values + j * size);
+            for (int64_t b = 0; b < buckets; b++) {
+                REAL *restrict row = out + (i * buckets + b) * size;
                 const double *restrict sum = table.rows + b * size;
                 for (int64_t d = 0; d < size; d++)
                     row[d] = table.counts[b] > 0 ? (REAL)sum[d] : 0;
                 table.counts[b] = 0;
             }
         }
-        free(x);
         table_free(table);
     }
     return failed;
@@ -222,21 +205,19 @@ int NAME(sdim_read)(const REAL *table, const int32_t *codes, REAL *out, int64_t 
     int failed = 0;
 #pragma omp parallel num_threads(threads) reduction(| : failed)
     {
-        double *buffer = malloc(2 * (size_t)size * sizeof(double) + 1);
-        double *row = buffer, *sum = buffer + size;
-        failed |= buffer == NULL;
+        double *restrict row = malloc((size_t)size * sizeof(double) + 1);
+        failed |= row == NULL;
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < users * candidates; i++) {
             if (failed) continue;
-            const REAL *rows = table + i / candidates * groups * buckets * size;
-            memset(sum, 0, (size_t)size * sizeof(double));
-            for (int64_t g = 0; g < groups; g++)
-                normalised_add(
-                    NAME(widen)(rows + (g * buckets + codes[i * groups + g]) * size, size, row),
-                    size, sum);
-            for (int64_t d = 0; d < size; d++) out[i * size + d] = (REAL)(sum[d] / groups);
+            memset(out + i * size, 0, (size_t)size * sizeof(REAL));
+            for (int64_t g = 0; g < groups; g++) {
+                const int64_t bucket = (i / candidates * groups + g) * buckets + codes[i * groups + g];
+                for (int64_t d = 0; d < size; d++) row[d] = table[bucket * size + d];
+                NAME(add_unit)(row, size, 1.0 / groups, out + i * size);
+            }
         }
-        free(buffer);
+        free(row);
     }
     return failed;
 }
@@ -244,36 +225,135 @@ int NAME(sdim_read)(const REAL *table, const int32_t *codes, REAL *out, int64_t 
 int NAME(sdim_read_backward)(const REAL *grad, const REAL *table, const int32_t *codes,
                              REAL *grad_table, int64_t users, int64_t candidates, int64_t groups,
                              int64_t buckets, int64_t size, int threads) {
-    const int64_t table_size = groups * buckets * size;
     int failed = 0;
 #pragma omp parallel num_threads(threads) reduction(| : failed)
     {
-        double *buffer = malloc(3 * (size_t)size * sizeof(double) + 1);
-        double *row = buffer, *upstream = buffer + size, *gradient = buffer + 2 * size;
-        failed |= buffer == NULL;
+        double *restrict row = malloc(2 * (size_t)size * sizeof(double) + 1);
+        double *restrict gradient = row + size;
+        failed |= row == NULL;
 #pragma omp for schedule(dynamic)
-        for (int64_t u = 0; u < users; u++) {
+        for (int64_t i = 0; i < users * groups; i++) {
             if (failed) continue;
-            memset(grad_table + u * table_size, 0, (size_t)table_size * sizeof(REAL));
-            for (int64_t i = u * candidates; i < (u + 1) * candidates; i++) {
-                for (int64_t d = 0; d < size; d++) upstream[d] = grad[i * size + d] / (double)groups;
-                for (int64_t g = 0; g < groups; g++) {
-                    const int64_t at =
-                        u * table_size + (g * buckets + codes[i * groups + g]) * size;
-                    REAL *restrict out = grad_table + at;
-                    if (normalised_backward(NAME(widen)(table + at, size, row), upstream, size,
-                                            gradient))
-                        for (int64_t d = 0; d < size; d++) out[d] += (REAL)gradient[d];
-                }
+            const int64_t u = i / groups, g = i % groups;
+            memset(grad_table + i * buckets * size, 0, (size_t)(buckets * size) * sizeof(REAL));
+            for (int64_t c = u * candidates; c < (u + 1) * candidates; c++) {
+                const int64_t at = (i * buckets + codes[c * groups + g]) * size;
+                for (int64_t d = 0; d < size; d++) row[d] = table[at + d];
+                NAME(unit_gradient)(row, grad + c * size, size, 1.0 / groups, gradient);
+                for (int64_t d = 0; d < size; d++) grad_table[at + d] += (REAL)gradient[d];
             }
         }
-        free(buffer);
+        free(row);
     }
     return failed;
 }
 
-/* Queries of user u are query_offsets[u] .. query_offsets[u + 1], their cuts ascending; each sees
- * the behaviours cut - last .. cut of its user. */
+/* One user's history and queries in one group: codes lie `groups` apart. Query i sees the
+ * behaviours cuts[i] - last .. cuts[i]; cuts ascend. */
+typedef struct {
+    const REAL *values;
+    const int32_t *codes, *query_codes;
+    const int64_t *cuts;
+    int64_t length, queries, groups, size, last;
+} NAME(Walk);
+
+static NAME(Walk) NAME(walk_of)(const REAL *values, const int64_t *offsets, const int32_t *codes,
+                                const int32_t *query_codes, const int64_t *query_offsets,
+                                const int64_t *cuts, int64_t user, int64_t group, int64_t groups,
+                                int64_t size, int64_t last) {
+    const int64_t first = offsets[user], query = query_offsets[user];
+    NAME(Walk) walk = {values + first * size,
+                       codes + first * groups + group,
+                       query_codes + query * groups + group,
+                       cuts + query,
+                       offsets[user + 1] - first,
+                       query_offsets[user + 1] - query,
+                       groups,
+                       size,
+                       last};
+    return walk;
+}
+
+static inline void NAME(enter)(Table *table, const NAME(Walk) *walk, int64_t j) {
+    NAME(add)(table, walk->codes[j * walk->groups], walk->values + j * walk->size);
+}
+
+static inline void NAME(leave)(Table *table, const NAME(Walk) *walk, int64_t j) {
+    NAME(take)(table, walk->codes[j * walk->groups], walk->values + j * walk->size);
+}
+
+static void NAME(attend_forward)(const NAME(Walk) *walk, Table *table, REAL *out) {
+    int64_t begin = 0, end = 0;
+    for (int64_t i = 0; i < walk->queries; i++) {
+        while (end < walk->cuts[i]) NAME(enter)(table, walk, end++);
+        while (begin < walk->cuts[i] - walk->last) NAME(leave)(table, walk, begin++);
+        const int32_t code = walk->query_codes[i * walk->groups];
+        if (table->counts[code] > 0)
+            NAME(add_unit)(table->rows + code * walk->size, walk->size, 1.0 / walk->groups,
+                           out + i * walk->size);
+    }
+    table_clear(table, walk->codes, end, walk->groups);
+}
+
+/* before[j] = what the row of behaviour j has gathered so far */
+static inline void NAME(remember)(const Table *gathered, const NAME(Walk) *walk, int64_t j,
+                                  double *before) {
+    const int32_t code = walk->codes[j * walk->groups];
+    const size_t bytes = (size_t)walk->size * sizeof(double);
+    if (gathered->counts[code] > 0)
+        memcpy(before + j * walk->size, gathered->rows + code * walk->size, bytes);
+    else
+        memset(before + j * walk->size, 0, bytes);
+}
+
+/* out[j] += what the row of behaviour j has gathered since it was remembered, if it was */
+static inline void NAME(collect)(const Table *gathered, const NAME(Walk) *walk, int64_t j,
+                                 const double *before, REAL *out) {
+    const int32_t code = walk->codes[j * walk->groups];
+    const double *restrict row = gathered->rows + code * walk->size;
+    REAL *restrict gradient = out + j * walk->size;
+    if (gathered->counts[code] == 0) return;
+    if (before == NULL)
+        for (int64_t d = 0; d < walk->size; d++) gradient[d] += (REAL)row[d];
+    else
+        for (int64_t d = 0; d < walk->size; d++)
+            gradient[d] += (REAL)(row[d] - before[j * walk->size + d]);
+}
+
+static void NAME(gather)(Table *gathered, const Table *table, const NAME(Walk) *walk, int64_t i,
+                         const REAL *grad, double *gradient) {
+    const int32_t code = walk->query_codes[i * walk->groups];
+    const int64_t size = walk->size;
+    if (table->counts[code] == 0) return;
+    NAME(unit_gradient)(table->rows + code * size, grad + i * size, size, 1.0 / walk->groups,
+                        gradient);
+    table_add(gathered, code, gradient);
+}
+
+/* From the last query to the first: `table` goes back to each cut, `gathered` collects the
+ * gradients of the rows that queries read. The queries that see a behaviour are those met between
+ * its entry into the window from below and its exit at the top. `before` is NULL without a window. */
+static void NAME(attend_backward)(const NAME(Walk) *walk, Table *table, Table *gathered,
+                                  double *before, double *gradient, const REAL *grad, REAL *out) {
+    const int64_t latest = walk->queries > 0 ? walk->cuts[walk->queries - 1] : 0;
+    int64_t begin = latest, end = latest;
+    for (int64_t i = walk->queries - 1; i >= 0; i--) {
+        const int64_t from = walk->cuts[i] > walk->last ? walk->cuts[i] - walk->last : 0;
+        while (begin > from) {
+            NAME(enter)(table, walk, --begin);
+            if (before != NULL) NAME(remember)(gathered, walk, begin, before);
+        }
+        while (end > walk->cuts[i]) {
+            NAME(leave)(table, walk, --end);
+            NAME(collect)(gathered, walk, end, before, out);
+        }
+        NAME(gather)(gathered, table, walk, i, grad, gradient);
+    }
+    table_clear(table, walk->codes + begin * walk->groups, end - begin, walk->groups);
+    while (end > begin) NAME(collect)(gathered, walk, --end, before, out);
+    table_clear(gathered, walk->query_codes, walk->queries, walk->groups);
+}
+
 int NAME(sdim_attend_at)(const REAL *values, const int64_t *offsets, const int32_t *codes,
                          const int32_t *query_codes, const int64_t *query_offsets,
                          const int64_t *cuts, REAL *out, int64_t users, int64_t groups,
@@ -281,43 +361,26 @@ int NAME(sdim_attend_at)(const REAL *values, const int64_t *offsets, const int32
     int failed = 0;
 #pragma omp parallel num_threads(threads) reduction(| : failed)
     {
-        Table table = table_new(groups, buckets, size);
-        double *buffer = malloc(2 * (size_t)size * sizeof(double) + 1);
-        double *x = buffer, *sum = buffer + size;
-        failed |= !table.rows || !table.counts || !buffer;
+        Table table = table_new(buckets, size);
+        failed |= table_missing(table);
 #pragma omp for schedule(dynamic)
         for (int64_t u = 0; u < users; u++) {
             if (failed) continue;
-            const REAL *history = values + offsets[u] * size;
-            const int32_t *history_codes = codes + offsets[u] * groups;
-            int64_t begin = 0, end = 0;
-            for (int64_t i = query_offsets[u]; i < query_offsets[u + 1]; i++) {
-                for (; end < cuts[i]; end++)
-                    table_add(&table, history_codes + end * groups,
-                              NAME(widen)(history + end * size, size, x));
-                for (; begin < cuts[i] - last; begin++)
-                    table_remove(&table, history_codes + begin * groups,
-                                 NAME(widen)(history + begin * size, size, x));
-                memset(sum, 0, (size_t)size * sizeof(double));
-                for (int64_t g = 0; g < groups; g++) {
-                    const int64_t bucket = bucket_of(&table, query_codes + i * groups, g);
-                    if (table.counts[bucket] > 0)
-                        normalised_add(table.rows + bucket * size, size, sum);
-                }
-                for (int64_t d = 0; d < size; d++) out[i * size + d] = (REAL)(sum[d] / groups);
+            const int64_t rows = query_offsets[u + 1] - query_offsets[u];
+            REAL *own = out + query_offsets[u] * size;
+            memset(own, 0, (size_t)(rows * size) * sizeof(REAL));
+            for (int64_t g = 0; g < groups; g++) {
+                const NAME(Walk) walk = NAME(walk_of)(values, offsets, codes, query_codes,
+                                                      query_offsets, cuts, u, g, groups, size,
+                                                      last);
+                NAME(attend_forward)(&walk, &table, own);
             }
-            table_forget(&table, history_codes, end);
         }
-        free(buffer);
         table_free(table);
     }
     return failed;
 }
 
-/* The same walk from the last query to the first. `table` is taken back to each cut, `grads`
- * collects the gradients of the rows that queries read and is never reduced. Behaviour j is seen
- * by the queries processed between its entry into the window from below and its exit at the top:
- * its gradient is what its rows of `grads` gained in between. */
 int NAME(sdim_attend_at_backward)(const REAL *grad, const REAL *values, const int64_t *offsets,
                                   const int32_t *codes, const int32_t *query_codes,
                                   const int64_t *query_offsets, const int64_t *cuts,
@@ -326,61 +389,31 @@ int NAME(sdim_attend_at_backward)(const REAL *grad, const REAL *values, const in
     int64_t longest = 0;
     for (int64_t u = 0; u < users; u++)
         if (offsets[u + 1] - offsets[u] > longest) longest = offsets[u + 1] - offsets[u];
-    const int windowed = last < longest;
+    const int64_t kept = last < longest ? longest : 0;
     int failed = 0;
 #pragma omp parallel num_threads(threads) reduction(| : failed)
     {
-        Table table = table_new(groups, buckets, size), grads = table_new(groups, buckets, size);
-        double *buffer = malloc(4 * (size_t)size * sizeof(double) + 1);
-        double *x = buffer, *sum = buffer + size;
-        double *upstream = buffer + 2 * size, *gradient = buffer + 3 * size;
-        double *before = calloc((size_t)(windowed ? longest * size : size) + 1, sizeof(double));
-        failed |= !table.rows || !table.counts || !grads.rows || !grads.counts || !buffer ||
-                  !before;
+        Table table = table_new(buckets, size), gathered = table_new(buckets, size);
+        double *buffer = malloc((size_t)((kept + 1) * size) * sizeof(double) + 1);
+        double *gradient = buffer, *before = kept > 0 ? buffer + size : NULL;
+        failed |= table_missing(table) || table_missing(gathered) || buffer == NULL;
 #pragma omp for schedule(dynamic)
         for (int64_t u = 0; u < users; u++) {
             if (failed) continue;
-            const int64_t length = offsets[u + 1] - offsets[u];
-            const int64_t first = query_offsets[u], n = query_offsets[u + 1] - first;
-            const REAL *history = values + offsets[u] * size;
-            const int32_t *history_codes = codes + offsets[u] * groups;
-            REAL *out = grad_values + offsets[u] * size;
-            int64_t end = n > 0 ? cuts[first + n - 1] : 0, begin = end;
-            memset(out + end * size, 0, (size_t)((length - end) * size) * sizeof(REAL));
-            for (int64_t i = first + n - 1; i >= first - 1; i--) {
-                const int64_t cut = i >= first ? cuts[i] : 0;
-                const int64_t from = cut > last ? cut - last : 0;
-                while (begin > from) {
-                    begin--;
-                    if (windowed)
-                        table_gather(&grads, history_codes + begin * groups, before + begin * size);
-                    table_add(&table, history_codes + begin * groups,
-                              NAME(widen)(history + begin * size, size, x));
-                }
-                while (end > cut) {
-                    end--;
-                    const double *restrict old = windowed ? before + end * size : before;
-                    table_gather(&grads, history_codes + end * groups, sum);
-                    for (int64_t d = 0; d < size; d++)
-                        out[end * size + d] = (REAL)(sum[d] - old[d]);
-                    table_remove(&table, history_codes + end * groups,
-                                 NAME(widen)(history + end * size, size, x));
-                }
-                if (i < first) break;
-                for (int64_t d = 0; d < size; d++) upstream[d] = grad[i * size + d] / (double)groups;
-                for (int64_t g = 0; g < groups; g++) {
-                    const int64_t bucket = bucket_of(&table, query_codes + i * groups, g);
-                    if (table.counts[bucket] > 0 &&
-                        normalised_backward(table.rows + bucket * size, upstream, size, gradient))
-                        row_add(&grads, bucket, gradient);
-                }
+            const int64_t rows = offsets[u + 1] - offsets[u];
+            REAL *own = grad_values + offsets[u] * size;
+            memset(own, 0, (size_t)(rows * size) * sizeof(REAL));
+            for (int64_t g = 0; g < groups; g++) {
+                const NAME(Walk) walk = NAME(walk_of)(values, offsets, codes, query_codes,
+                                                      query_offsets, cuts, u, g, groups, size,
+                                                      last);
+                NAME(attend_backward)(&walk, &table, &gathered, before, gradient,
+                                      grad + query_offsets[u] * size, own);
             }
-            table_forget(&grads, query_codes + first * groups, n);
         }
-        free(before);
         free(buffer);
         table_free(table);
-        table_free(grads);
+        table_free(gathered);
     }
     return failed;
 }

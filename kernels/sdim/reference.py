@@ -4,8 +4,9 @@ Symbols: D size of a vector, M planes, tau bits a group, G = M / tau groups, s_j
 q candidates, S[g, b] the bucket sums. B users, N behaviours, Q queries.
 
 The operators read sums of contiguous runs of sorted rows, as differences of float64 prefix sums:
-no `[Q, N]` and no `[B, L, G, D]` tensor, no atomics, no loop over users. `attend_at_by_mask` is
-the same thing written as a sum over all pairs.
+no `[Q, N]` and no `[B, L, G, D]` tensor, no atomics, no loop over users. Their rounding is that
+of the whole batch's sums, far below float32's, but a NaN in one history reaches its batch mates.
+`attend_at_by_mask` is the same thing written as a sum over all pairs.
 """
 
 import torch

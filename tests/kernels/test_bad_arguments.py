@@ -1,0 +1,101 @@
+"""Arguments that cannot be right are refused by name and value."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from hashtab.kernels import dense, sdim
+from hashtab.kernels.core import to_ragged
+from tests.kernels.histories import Histories
+
+H = Histories.random([4, 6], queries=2)
+
+
+def call(operator: str, **changed: Any) -> None:
+    arguments: dict[str, Any] = {
+        "values": H.values,
+        "offsets": H.offsets,
+        "queries": H.queries,
+        "query_offsets": H.query_offsets,
+        "cuts": torch.tensor([1, 3, 0, 6]),
+    }
+    if operator == "sdim":
+        arguments |= {"planes": H.planes, "tau": 3}
+        sdim.attend_at(**(arguments | changed))
+    else:
+        dense.target_attention_at(**(arguments | changed))
+
+
+both = pytest.mark.parametrize("operator", ["sdim", "dense"])
+
+
+@both
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"offsets": torch.tensor([1, 4, 10])}, "offsets must start at 0.*got first 1"),
+        ({"offsets": torch.tensor([0, 4, 9])}, "number of behaviours, 10;.*last 9"),
+        ({"offsets": torch.tensor([0, 11, 10])}, "ascend.*smallest step -1"),
+        ({"offsets": torch.tensor([0, 10])}, r"\[B \+ 1\] for the B = 2 users"),
+        ({"query_offsets": torch.tensor([0, 2, 3])}, "query_offsets.*number of queries, 4"),
+        ({"cuts": torch.tensor([1, 5, 0, 6])}, r"cuts\[1\] = 5 for user 0 with 4 behaviours"),
+        ({"cuts": torch.tensor([1, 2, -1, 6])}, r"cuts\[2\] = -1"),
+        ({"cuts": torch.tensor([3, 1, 0, 6])}, r"ascend within a user, got cuts\[1\] = 1 after 3"),
+        ({"cuts": torch.tensor([1, 3, 0])}, "one entry for each of the 4 queries, got 3"),
+        ({"queries": torch.zeros(4, 8, 1)}, r"queries must be \[Q, D\]"),
+        ({"last": 0}, "last must be at least 1, got last=0"),
+        ({"impl": "fast"}, "impl must be one of .*got impl='fast'"),
+    ],
+)
+def test_wrong_values(operator: str, changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call(operator, **changed)
+
+
+@both
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"offsets": H.offsets.float()}, "offsets must be int64, got torch.float32"),
+        ({"query_offsets": H.query_offsets.int()}, "query_offsets must be int64"),
+        ({"cuts": torch.tensor([1.0, 3, 0, 6])}, "cuts must be int64, got torch.float32"),
+        ({"values": H.values.long()}, "values must be floating point, got torch.int64"),
+    ],
+)
+def test_wrong_types(operator: str, changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        call(operator, **changed)
+
+
+@pytest.mark.parametrize(
+    ("tau", "message"),
+    [
+        (5, "tau must divide the number of planes, got tau=5, M=12"),
+        (17, "got tau=17"),
+        (0, "tau=0"),
+    ],
+)
+def test_tau(tau: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call("sdim", tau=tau)
+
+
+def test_tables_of_another_shape_or_type() -> None:
+    queries = H.queries.view(2, 2, 8)
+    with pytest.raises(ValueError, match=r"table must be .*\(2, 4, 8, 8\), got \(2, 6, 4, 8\)"):
+        sdim.read(torch.zeros(2, 6, 4, 8), queries, H.planes, 3)
+    with pytest.raises(TypeError, match=r"table must be float32 or float64, got torch\.float16"):
+        sdim.read(torch.zeros(2, 4, 8, 8).half(), queries, H.planes, 3)
+
+
+def test_keys_of_another_length() -> None:
+    with pytest.raises(ValueError, match="one row for each behaviour, got 3 and 10"):
+        call("dense", keys=torch.zeros(3, 8))
+
+
+def test_lengths_beyond_the_padding() -> None:
+    with pytest.raises(ValueError, match=r"within 0 .. 3, got \[4\]"):
+        to_ragged(torch.zeros(2, 3, 1), torch.tensor([4, 1]))
+    with pytest.raises(TypeError, match="lengths must be int64"):
+        to_ragged(torch.zeros(2, 3, 1), torch.tensor([3.0, 1.0]))
