@@ -68,7 +68,7 @@ class ExposureRule:
         time = pl.col(TIME).min().over(session) if SESSION in behaviours.columns else pl.col(TIME)
         period = PERIOD if PERIOD in behaviours.columns else TIME
         requests = behaviours.with_columns(time)
-        # Users and periods as ranks within the shard; both are below 2**31 / 2**31.
+        # A rank within the shard: group and catalogue row together fit one 64-bit code.
         group = pl.struct(INDEX, period).rank("dense").cast(pl.Int64)
         order = [c for c in requests.columns if c not in (INDEX, ROW)]
         return (

@@ -16,7 +16,7 @@ from hashtab.features.schema import Behaviours, Exposures, Pool, Schema, Split, 
 USER, ITEM, TIME, LABEL = "_user", "_item", "_time", "_label"
 SESSION, PERIOD, SPLIT = "_session", "_period", "_split"
 
-_MICROSECONDS = {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}
+MICROSECONDS = {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}
 _HASH_BLOCK_BYTES = 1 << 22
 
 
@@ -137,7 +137,7 @@ def microseconds(column: str, dtype: pl.DataType, unit: str | None) -> pl.Expr:
         return pl.col(column).cast(pl.Datetime("us")).dt.epoch("us")
     if isinstance(dtype, pl.Datetime):
         return pl.col(column).dt.epoch("us")
-    factor = _MICROSECONDS[unit or "s"]
+    factor = MICROSECONDS[unit or "s"]
     if dtype.is_integer():
         whole = pl.col(column).cast(pl.Int64)
         return whole * int(factor) if factor >= 1 else whole // 1000

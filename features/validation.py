@@ -158,9 +158,8 @@ def _time_rules(log: Behaviours | Exposures, types: Types) -> list[_Rule]:
     time = sources.microseconds(column, dtype, log.time_unit)
     low, high = (int((t - _EPOCH) / timedelta(microseconds=1)) for t in (_EARLIEST, _LATEST))
     # Compared as floats: a time in a wrong unit may not fit microseconds in 64 bits.
-    factor = {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}
     if dtype.is_numeric():
-        time = pl.col(column).cast(pl.Float64) * factor[log.time_unit or "s"]
+        time = pl.col(column).cast(pl.Float64) * sources.MICROSECONDS[log.time_unit or "s"]
     unit = f" in {log.time_unit!r}" if dtype.is_numeric() else ""
     return [
         _Rule(column, missing, "is missing; drop or repair the row"),
@@ -206,7 +205,7 @@ def _describe(name: str, frame: pl.LazyFrame, rule: _Rule) -> str:
 def _looks_like(value: object) -> str:
     if not isinstance(value, int | float):
         return ""
-    for unit, microseconds in {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}.items():
+    for unit, microseconds in sources.MICROSECONDS.items():
         since = value * microseconds / 1e6
         if (_EARLIEST - _EPOCH).total_seconds() <= since < (_LATEST - _EPOCH).total_seconds():
             return f"; it looks like {unit!r}: times of one column must have one unit"
