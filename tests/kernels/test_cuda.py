@@ -67,10 +67,11 @@ def test_encode_and_read_and_dense_run_and_agree() -> None:
 
 def test_gradients_are_deterministic() -> None:
     h = Histories.random([5000, 20], size=32, planes=20, queries=200, dtype=torch.float32)
-    arguments = [t.cuda() for t in (h.offsets, h.queries, h.query_offsets, h.cuts, h.planes)]
+    tensors = (h.offsets, h.queries, h.query_offsets, h.cuts, h.planes)
+    offsets, queries, query_offsets, cuts, planes = (tensor.cuda() for tensor in tensors)
     grads = []
     for _ in range(2):
         values = h.values.cuda().requires_grad_()
-        interest = sdim.attend_at(values, *arguments, 5)
+        interest = sdim.attend_at(values, offsets, queries, query_offsets, cuts, planes, 5)
         grads.append(torch.autograd.grad(interest.square().sum(), values)[0])
     assert torch.equal(*grads)
