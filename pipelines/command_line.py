@@ -1,0 +1,75 @@
+"""Settings dataclasses as a command line: dotted options, `--config file.yaml`, one-line errors."""
+
+import dataclasses
+from typing import Any, TypeVar, get_type_hints
+
+import jsonargparse
+
+from hashtab.features.errors import DataError
+from hashtab.features.plain import build
+
+Settings = TypeVar("Settings")
+
+
+class SettingsError(ValueError):
+    """Settings that cannot be used: says which, and what to do about it."""
+
+
+def parse(kind: type[Settings], arguments: list[str] | None, description: str | None) -> Settings:
+    """Return settings of type `kind` from a command line; `--help` prints its options.
+
+    A field of type bool is a bare flag, `--resume`. Options after `--config` overrule the file.
+
+    Args:
+        kind: a dataclass, its fields of plain types or dataclasses themselves.
+        arguments: of the command line; None for those of this process.
+        description: shown by `--help`.
+
+    Raises:
+        SettingsError: for an unknown or misspelt option or a wrong value, in one line.
+    """
+    flags = [name for name, hint in get_type_hints(kind).items() if hint is bool]
+    parser = jsonargparse.ArgumentParser(
+        exit_on_error=False, allow_abbrev=False, description=description
+    )
+    parser.add_argument("--config", action="config", help="YAML file with these settings")
+    parser.add_class_arguments(kind, as_group=False, skip=set(flags))
+    for name in flags:
+        parser.add_argument(f"--{name}", action="store_true", help=_flag_help(kind, name))
+    try:
+        plain = parser.parse_args(arguments).as_dict()
+        plain.pop("config")
+        settings: Settings = build(kind, _without_paths(plain), "settings")
+    except (jsonargparse.ArgumentError, DataError, ValueError) as error:
+        raise SettingsError(" ".join(str(error).split())) from error
+    return settings
+
+
+def _flag_help(kind: type[Any], name: str) -> str:
+    """Take the flag's sentence out of the `Args:` of the docstring."""
+    lines = (kind.__doc__ or "").splitlines()
+    start = next((i for i, line in enumerate(lines) if line.strip().startswith(f"{name}: ")), None)
+    if start is None:
+        return ""
+    return lines[start].split(": ", 1)[1].strip().rstrip(".;")
+
+
+def _without_paths(plain: dict[str, Any]) -> dict[str, Any]:
+    """Drop the loader's own bookkeeping of nested files."""
+    return {
+        name: _without_paths(value) if isinstance(value, dict) else value
+        for name, value in plain.items()
+        if name != "__path__"
+    }
+
+
+def flatten(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the dotted names and values of nested dataclasses, as the command line has them."""
+    flat: dict[str, Any] = {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            flat |= flatten(value, f"{prefix}{field.name}.")
+        else:
+            flat[f"{prefix}{field.name}"] = list(value) if isinstance(value, tuple) else value
+    return flat

@@ -1,0 +1,184 @@
+"""Trainings on Ray Train: where its processes come from, and what each worker does.
+
+Ray and the loop meet here only. The checkpoint is the loop's own file in the run's folder, so a
+worker that is started again, a driver that was killed and a training in this process all go on in
+the same way, and Ray's habit of resuming a run name silently never comes into play.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hashtab.features.dataset import Dataset
+from hashtab.pipelines.checkpoints import Progress
+from hashtab.pipelines.evaluation import Predictions, predict
+from hashtab.pipelines.events import Teller
+from hashtab.pipelines.ranks import Ranks
+from hashtab.pipelines.runs import Result, Run
+from hashtab.pipelines.saved_model import save_model
+from hashtab.pipelines.settings import TrainSettings
+from hashtab.pipelines.training import Training, train
+
+ROOT = Path(__file__).resolve().parent.parent
+# Bound to this address, a cluster of our own cannot be reached from outside this machine.
+LOOPBACK = "127.0.0.2"
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+}
+
+
+@contextmanager
+def cluster(settings: TrainSettings) -> Iterator[None]:
+    """Join the cluster that settings or environment name, or run one of our own meanwhile."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    if settings.workers == 0:
+        yield
+        return
+    import ray  # slow to import: --help and bad settings need not wait for it
+
+    common = {"logging_level": "ERROR", "log_to_driver": False}
+    if settings.address or "RAY_ADDRESS" in os.environ:
+        ray.init(address=settings.address, runtime_env=_source_to_send(), **common)
+    else:
+        # Inherited by Ray's processes, which would otherwise run an installed copy or none.
+        os.environ["PYTHONPATH"] = os.pathsep.join(
+            dict.fromkeys([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        )
+        ray.init(
+            address="local",
+            num_cpus=settings.workers * settings.threads,
+            include_dashboard=False,
+            object_store_memory=100 * 2**20,
+            _node_ip_address=LOOPBACK,
+            **common,
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _source_to_send() -> dict[str, str] | None:
+    """Return a runtime environment with this checkout, unless the job brought one already."""
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    checkout = (ROOT / "hashtab").is_dir() and (ROOT / "models").is_dir()
+    if not checkout or "working_dir" in job.get("runtime_env", {}):
+        return None
+    return {"working_dir": str(ROOT)}
+
+
+def fit(runs: Sequence[Run], *, apart: bool = False) -> None:
+    """Train runs on one group of workers, as their settings (alike in this) say.
+
+    Args:
+        runs: to train, one after another.
+        apart: each worker trains whole runs by itself, in place of all sharing each.
+
+    Raises:
+        ray.train.TrainingFailedError: if a worker raised, or was lost too often.
+    """
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    settings = runs[0].settings
+    TorchTrainer(
+        _work,
+        train_loop_config={"runs": list(runs), "apart": apart},
+        scaling_config=ScalingConfig(
+            num_workers=settings.workers,
+            use_gpu=settings.gpu,
+            resources_per_worker={"CPU": settings.threads, **({"GPU": 1} if settings.gpu else {})},
+        ),
+        run_config=RunConfig(
+            name=f"{runs[0].name}/ray",
+            storage_path=settings.storage,
+            failure_config=FailureConfig(max_failures=settings.max_failures),
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    ).fit()
+
+
+def _work(config: dict[str, Any]) -> None:
+    """Train on one of Ray Train's workers."""
+    import ray.train
+
+    context = ray.train.get_context()
+    rank, size = context.get_world_rank(), context.get_world_size()
+    runs: list[Run] = config["runs"]
+    device = _device(runs[0].settings)
+    torch.set_num_threads(runs[0].settings.threads)
+    if config["apart"]:
+        for run in runs[rank::size]:
+            train_run(run, Ranks(device=device))
+        return
+    for run in runs:
+        train_run(run, Ranks(rank, size, device), in_step=True)
+
+
+def _device(settings: TrainSettings) -> torch.device:
+    import ray.train.torch
+
+    if not settings.gpu:
+        return torch.device("cpu")
+    device: torch.device = ray.train.torch.get_device()
+    torch.cuda.set_device(device)
+    return device
+
+
+def train_run(run: Run, ranks: Ranks, *, in_step: bool = False) -> None:
+    """Train one run to its end on this worker and store what came out; a finished one is skipped.
+
+    Args:
+        run: to train.
+        ranks: this worker among those that share the run.
+        in_step: whether they are Ray Train's workers, which report each epoch together.
+    """
+    if run.finished:
+        return
+    dataset = Dataset.open(run.settings.data)
+    teller = Teller(run.log, run.settings.optimiser.epochs)
+
+    def listen(event: str, progress: Progress) -> None:
+        if ranks.first:
+            teller(event, progress)
+        if in_step and event == "epoch":
+            import ray.train
+
+            ray.train.report({"epoch": progress.epoch, **progress.epochs[-1].validation})
+
+    training = Training(run.settings, dataset, run.checkpoint, ranks)
+    model, progress = train(training, listen)
+    found = {
+        split: predict(model, dataset, split, run.settings.optimiser, ranks)
+        for split in dataset.manifest.splits
+        if split == "validation" or split.startswith("test")
+    }
+    if not ranks.first:
+        return
+    save_model(run.model, model, dataset.manifest)
+    run.finish(_result(run, model, progress, {k: v for k, v in found.items() if v is not None}))
+
+
+def _result(
+    run: Run, model: torch.nn.Module, progress: Progress, found: dict[str, Predictions]
+) -> Result:
+    return Result(
+        name=run.name,
+        best_epoch=progress.best,
+        epochs=progress.epochs,
+        metrics={split: predictions.metrics() for split, predictions in found.items()},
+        calibration={split: predictions.calibration() for split, predictions in found.items()},
+        parameters=sum(p.numel() for p in model.parameters()),
+        seconds=progress.total_seconds,
+    )

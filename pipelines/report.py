@@ -1,0 +1,79 @@
+"""Tables and last lines that a script prints."""
+
+from collections.abc import Mapping, Sequence
+
+from hashtab.pipelines.runs import Result, Run
+
+_COLUMNS = ("gauc", "auc", "log_loss", "calibration_error")
+_TITLES = {"gauc": "gAUC", "auc": "AUC", "log_loss": "log loss", "calibration_error": "cal. error"}
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Lay out rows of text under a header; the first column to the left, the rest to the right."""
+    lines = [header, *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    text = [
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+    rule = "-" * max(len(line) for line in text)
+    return "\n".join([text[0], rule, *text[1:]])
+
+
+def number(metrics: Mapping[str, float], name: str) -> str:
+    """Format one metric; `-` where there is none."""
+    return f"{metrics[name]:.4f}" if name in metrics else "-"
+
+
+def result_table(result: Result) -> str:
+    """Return the metrics of each split, then test gAUC and AUC by slice."""
+    rows = [
+        [split, *(number(metrics, name) for name in _COLUMNS)]
+        for split, metrics in result.metrics.items()
+    ]
+    whole = table(["split", *(_TITLES[name] for name in _COLUMNS)], rows)
+    test = result.metrics["test"]
+    slices = [name.removeprefix("samples/") for name in test if name.startswith("samples/")]
+    parts = [
+        [
+            name.replace("_", " "),
+            f"{test[f'samples/{name}']:,.0f}",
+            number(test, f"gauc/{name}"),
+            number(test, f"auc/{name}"),
+        ]
+        for name in slices
+    ]
+    return whole + "\n\n" + table(["test slice", "samples", "gAUC", "AUC"], parts)
+
+
+def summary(run: Run, tracking_uri: str) -> str:
+    """Return a finished run's table, where everything lies, and what to do next."""
+    result = run.result
+    return "\n".join(
+        [
+            "",
+            f"{run.name}: epoch {result.best_epoch} of {len(result.epochs)} is the best, "
+            f"{result.parameters:,} parameters, {result.seconds:.0f} s",
+            "",
+            result_table(result),
+            "",
+            f"run    {run.folder}",
+            f"model  {run.model}",
+            f"plots  {run.plots}",
+            f"MLflow {tracking_uri}, run {run.tracked_as}",
+            "",
+            "next:",
+            *ui_lines(tracking_uri),
+        ]
+    )
+
+
+def ui_lines(tracking_uri: str) -> list[str]:
+    """Return the command that opens the MLflow UI."""
+    return [
+        f"  MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --backend-store-uri {tracking_uri} "
+        "--workers 1"
+    ]

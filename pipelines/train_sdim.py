@@ -1,0 +1,62 @@
+#!/usr/bin/env python3
+"""Train a click model over long histories (SDIM or a rival) on Ray Train, tracked in MLflow.
+
+`python pipelines/train_sdim.py` trains on data/complete_journey; `--data` on another prepared data
+set, `--model.encoder mean` another encoder, `--workers 4 --gpu` on four GPUs, `--resume` goes on
+with a run that was stopped. All settings may stand in a YAML file, `--config my.yaml`.
+"""
+
+import sys
+from pathlib import Path
+
+if __package__ in (None, ""):
+    # The package, and not this folder with its plain names, is what imports are to find.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from hashtab.features.dataset import Dataset
+from hashtab.features.errors import DataError
+from hashtab.pipelines.checkpoints import CheckpointError
+from hashtab.pipelines.command_line import SettingsError, parse
+from hashtab.pipelines.driver import train_runs
+from hashtab.pipelines.ray_training import cluster
+from hashtab.pipelines.report import summary
+from hashtab.pipelines.runs import Run
+from hashtab.pipelines.settings import TrainSettings
+from hashtab.pipelines.tracking import Tracking
+
+
+def train(settings: TrainSettings) -> Run:
+    """Train one run to its end and return it.
+
+    Raises:
+        SettingsError: if the run was begun before and is not to be resumed, or its settings or
+            data are not those it was begun with.
+        DataError: if the data is not a finished data set.
+        CheckpointError: if the checkpoint is of another training.
+    """
+    manifest = Dataset.open(settings.data).manifest
+    run = Run.find(settings, manifest)
+    if not run.finished:
+        tracking = Tracking(settings.tracking_uri, settings.experiment)
+        with cluster(settings):
+            train_runs([run], manifest, tracking)
+    return run
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse, train, report; bad settings and data end with one line and exit code 2."""
+    try:
+        settings = parse(TrainSettings, arguments, __doc__)
+        run = train(settings)
+    except (SettingsError, DataError, CheckpointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command with --resume goes on", file=sys.stderr)
+        return 130
+    print(summary(run, settings.tracking_uri))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

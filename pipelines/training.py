@@ -1,0 +1,209 @@
+"""The training loop, free of Ray and MLflow: epochs of whole-user batches, each made from the seed.
+
+The order of an epoch and the dropout of a step are functions of seed, epoch and step, so that a
+training which goes on from a checkpoint does the same arithmetic as one that never stopped.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import AdamW, Optimizer
+
+from hashtab.features.dataset import Batch, Dataset
+from hashtab.models.ctr import ClickModel, FeatureSpec, TensorBatch
+from hashtab.pipelines import checkpoints
+from hashtab.pipelines.checkpoints import Epoch, Progress
+from hashtab.pipelines.evaluation import mixed_precision, predict
+from hashtab.pipelines.ranks import Ranks
+from hashtab.pipelines.settings import TrainSettings, identity
+
+Listener = Callable[[Literal["start", "step", "epoch"], Progress], None]
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training on one worker.
+
+    Args:
+        settings: of the training.
+        dataset: to train on.
+        checkpoint: file of the last checkpoint, whether there is one or not.
+        ranks: this worker among all.
+    """
+
+    settings: TrainSettings
+    dataset: Dataset
+    checkpoint: Path
+    ranks: Ranks
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the result."""
+        return identity(self.settings, self.dataset.manifest.digest)
+
+
+def train(training: Training, listen: Listener) -> tuple[ClickModel, Progress]:
+    """Train from the beginning or the last checkpoint to the end.
+
+    Args:
+        training: what to train.
+        listen: told of each step and each finished epoch, on every worker.
+
+    Returns:
+        The model with the weights of the best epoch, and the progress.
+
+    Raises:
+        CheckpointError: if the checkpoint is of another training.
+    """
+    model, optimiser = build(training)
+    settings, ranks = training.settings.optimiser, training.ranks
+    batches = training.dataset.n_batches("train", _samples_per_batch(training), ranks.size)
+    progress = checkpoints.restore(
+        training.checkpoint, training.identity, batches, model, optimiser
+    )
+    if not ranks.first:
+        progress = replace(progress, loss=0.0)  # what the checkpoint holds is the sum of all
+    forward = _distributed(model, ranks)
+    listen("start", progress)
+    while progress.epoch < settings.epochs and progress.waited() < settings.patience:
+        progress = train_epoch(training, forward, model, optimiser, progress, listen)
+        progress = _close_epoch(training, model, progress)
+        _save(training, progress, model, optimiser)
+        listen("epoch", progress)
+    model.load_state_dict(progress.best_model)
+    return model, progress
+
+
+def train_epoch(
+    training: Training,
+    forward: nn.Module,
+    model: ClickModel,
+    optimiser: Optimizer,
+    progress: Progress,
+    listen: Listener,
+) -> Progress:
+    """Take the remaining steps of the epoch under way."""
+    forward.train()
+    every = training.settings.checkpoint_every
+    begun, before = time.perf_counter(), progress
+    for batch in _batches(training, progress):
+        loss, samples = step(training, forward, optimiser, progress, batch)
+        seconds = time.perf_counter() - begun
+        progress = replace(
+            progress,
+            batch=progress.batch + 1,
+            loss=progress.loss + loss,
+            samples=progress.samples + samples,
+            seconds=before.seconds + seconds,
+            total_seconds=before.total_seconds + seconds,
+        )
+        if progress.batch % every == 0 and progress.batch < progress.batches:
+            _save(training, progress, model, optimiser)
+        listen("step", progress)
+    return progress
+
+
+def step(
+    training: Training, forward: nn.Module, optimiser: Optimizer, progress: Progress, batch: Batch
+) -> tuple[float, int]:
+    """Take one optimiser step; return the loss summed over this worker's samples, and all's number.
+
+    The gradient is that of the mean loss over the samples of all workers.
+    """
+    ranks, settings = training.ranks, training.settings
+    total = progress.batches * settings.optimiser.epochs
+    fall = falling(settings.optimiser.schedule, progress.step / total)
+    for group in optimiser.param_groups:
+        group["lr"] = fall * group["initial_lr"]
+    torch.manual_seed(seed_of(settings.seed, progress.epoch, progress.batch, ranks.rank))
+    tensors = TensorBatch.from_numpy(batch).to(ranks.device)
+    samples = int(ranks.total(len(batch.labels)))
+    with mixed_precision(ranks.device):
+        logits = forward(tensors)
+    loss = binary_cross_entropy_with_logits(logits, tensors.labels, reduction="sum")
+    optimiser.zero_grad(set_to_none=True)
+    # Workers' gradients are averaged, so each brings its share of the mean times their number.
+    (loss * (ranks.size / samples)).backward()
+    optimiser.step()
+    return loss.item(), samples
+
+
+def build(training: Training) -> tuple[ClickModel, Optimizer]:
+    """Make the model and its optimiser from settings and seed alone."""
+    settings = training.settings.optimiser
+    spec = FeatureSpec.from_dict(asdict(training.dataset.manifest.features))
+    torch.manual_seed(seed_of(training.settings.seed))
+    model = ClickModel(spec, training.settings.model).to(training.ranks.device)
+    groups = model.parameter_groups(
+        settings.learning_rate, settings.embedding_learning_rate, settings.weight_decay
+    )
+    for group in groups:
+        group["initial_lr"] = group["lr"]
+    # Fused: a third of the time of the default on a CPU, where the embeddings are most of it.
+    return model, AdamW(groups, betas=(0.9, 0.99), fused=True)
+
+
+def falling(schedule: str, share: float) -> float:
+    """Return what is left of a learning rate after `share` of all steps: from 1 down to 0."""
+    return 1 - share if schedule == "linear" else (1 + math.cos(math.pi * share)) / 2
+
+
+def seed_of(*parts: int) -> int:
+    """Return a seed of 63 bits that depends on each part and on their order."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _batches(training: Training, progress: Progress) -> Iterator[Batch]:
+    ranks = training.ranks
+    return training.dataset.batches(
+        "train",
+        _samples_per_batch(training),
+        training.settings.optimiser.history_limit,
+        shuffle_seed=seed_of(training.settings.seed, progress.epoch),
+        rank=ranks.rank,
+        world_size=ranks.size,
+        start=progress.batch,
+    )
+
+
+def _samples_per_batch(training: Training) -> int:
+    return max(1, training.settings.optimiser.samples_per_batch // training.ranks.size)
+
+
+def _distributed(model: ClickModel, ranks: Ranks) -> nn.Module:
+    if ranks.size == 1:
+        return model
+    # An encoder may leave embeddings unused; buffers are planes, drawn alike from the seed.
+    return DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=True)
+
+
+def _close_epoch(training: Training, model: ClickModel, progress: Progress) -> Progress:
+    """Measure the epoch on validation; every worker comes to the same progress."""
+    begun = time.perf_counter()
+    settings, ranks = training.settings.optimiser, training.ranks
+    found = predict(model, training.dataset, "validation", settings, ranks)
+    epoch = Epoch(
+        number=progress.epoch + 1,
+        loss=ranks.total(progress.loss) / progress.samples,
+        seconds=progress.seconds,
+        samples_per_s=progress.samples / progress.seconds,
+        validation=found.metrics() if found else {},
+    )
+    epoch = ranks.share(epoch)
+    seconds = progress.total_seconds + time.perf_counter() - begun
+    return replace(progress.with_epoch(epoch, model), total_seconds=seconds)
+
+
+def _save(training: Training, progress: Progress, model: ClickModel, optimiser: Optimizer) -> None:
+    progress = replace(progress, loss=training.ranks.total(progress.loss))
+    if training.ranks.first:
+        checkpoints.save(training.checkpoint, training.identity, progress, model, optimiser)
