@@ -40,7 +40,7 @@ def schema() -> Schema:
         items=Items(
             files=str(data / "products.parquet"),
             item="product_id",
-            categorical=("product_type", "product_category", "department", "brand"),
+            categorical=("product_type", "product_category", "manufacturer_id", "brand"),
         ),
         pool=Pool(
             files=str(data / "promotions.parquet"),

@@ -1,0 +1,123 @@
+"""How well each history encoder ranks, alone and with counters: tuned on validation, three seeds.
+
+    python experiments/compare_encoders.py --data data/complete_journey
+
+Each encoder first tries every embedding learning rate on seed 0 and keeps the one of the best
+validation gAUC, ours and the rivals alike; then it is trained with all seeds. Test figures are
+printed once, at the end, and choose nothing. Every training is an ordinary run in MLflow; a rerun
+reads what is finished and goes on with the rest.
+"""
+
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean, stdev
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from hashtab.features.dataset import Dataset
+from hashtab.models.ctr import ClickModelSettings
+from hashtab.pipelines.command_line import parse
+from hashtab.pipelines.ray_training import cluster, fit
+from hashtab.pipelines.runs import Run
+from hashtab.pipelines.settings import TrainSettings
+
+VARIANTS = {
+    "no history": ClickModelSettings(encoder="none"),
+    "mean pooling": ClickModelSettings(encoder="mean"),
+    "DIN, last 50": ClickModelSettings(encoder="din"),
+    "exact attention, last 50": ClickModelSettings(encoder="target_attention"),
+    "exact attention, all": ClickModelSettings(encoder="full_target_attention"),
+    "SDIM": ClickModelSettings(encoder="sdim"),
+    "SDIM + exact attention, last 50": ClickModelSettings(encoder="sdim_long_short"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareSettings:
+    """Settings of the comparison.
+
+    Args:
+        data: folder of a prepared data set.
+        storage: folder of all runs.
+        seeds: of the final trainings.
+        embedding_learning_rates: that each variant may choose from.
+        workers: trainings at a time, one core each.
+        only: variants by name; all when empty.
+    """
+
+    data: str = "data/complete_journey"
+    storage: str = "runs/compare_encoders"
+    seeds: tuple[int, ...] = (0, 1, 2)
+    embedding_learning_rates: tuple[float, ...] = (5e-3, 1e-2, 2e-2)
+    workers: int = 2
+    only: tuple[str, ...] = ()
+
+
+def main() -> None:
+    """Tune on validation, train with all seeds, print one table."""
+    settings = parse(CompareSettings, None, __doc__)
+    variants = {
+        f"{name}{' + counters' if counters else ''}": replace(model, counters=counters)
+        for counters in (False, True)
+        for name, model in VARIANTS.items()
+        if not settings.only or name in settings.only
+    }
+    with cluster(_train_settings(settings, ClickModelSettings(), 0.01, 0)):
+        chosen = _tune(settings, variants)
+        runs = {
+            name: [_train_settings(settings, model, chosen[name], seed) for seed in settings.seeds]
+            for name, model in variants.items()
+        }
+        found = {name: _train(several) for name, several in runs.items()}
+    _print_table(found, chosen)
+
+
+def _train_settings(
+    settings: CompareSettings, model: ClickModelSettings, rate: float, seed: int
+) -> TrainSettings:
+    base = TrainSettings(data=settings.data, storage=settings.storage, workers=settings.workers)
+    optimiser = replace(base.optimiser, embedding_learning_rate=rate)
+    return replace(base, model=model, optimiser=optimiser, seed=seed)
+
+
+def _train(wanted: Iterable[TrainSettings]) -> list[Run]:
+    """Train what is not trained yet, a run a worker; return all."""
+    wanted = list(wanted)
+    manifest = Dataset.open(wanted[0].data).manifest
+    runs = [Run.of(settings, manifest) for settings in wanted]
+    if waiting := [run for run in runs if not run.finished]:
+        fit(waiting, apart=True)
+    return runs
+
+
+def _tune(
+    settings: CompareSettings, variants: dict[str, ClickModelSettings]
+) -> dict[str, float]:
+    """Return each variant's embedding learning rate of the best validation gAUC on seed 0."""
+    rates = settings.embedding_learning_rates
+    runs = _train(
+        _train_settings(settings, model, rate, 0) for model in variants.values() for rate in rates
+    )
+    scores = iter([run.result.metrics["validation"]["gauc"] for run in runs])
+    tried = {name: {rate: next(scores) for rate in rates} for name in variants}
+    return {name: max(found, key=lambda rate: found[rate]) for name, found in tried.items()}
+
+
+def _print_table(found: dict[str, list[Run]], chosen: dict[str, float]) -> None:
+    columns = ("validation", "test", "test_uniform")
+    print(f"{'history encoder':<44}{'rate':>8}" + "".join(f"{c + ' gAUC':>24}" for c in columns))
+    for name, runs in found.items():
+        cells = []
+        for split in columns:
+            scores = [run.result.metrics[split]["gauc"] for run in runs]
+            spread = f" +- {stdev(scores):.4f}" if len(scores) > 1 else ""
+            cells.append(f"{mean(scores):.4f}{spread}")
+        seconds = mean(run.result.seconds for run in runs)
+        line = f"{name:<44}{chosen[name]:>8g}" + "".join(f"{cell:>24}" for cell in cells)
+        print(f"{line}{seconds:>8.0f} s")
+
+
+if __name__ == "__main__":
+    main()
