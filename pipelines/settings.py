@@ -27,12 +27,12 @@ class OptimiserSettings:
     """
 
     learning_rate: float = 1e-3
-    embedding_learning_rate: float = 1e-2
+    embedding_learning_rate: float = 2e-2
     weight_decay: float = 0.0
     schedule: Literal["linear", "cosine"] = "linear"
-    epochs: int = 4
+    epochs: int = 3
     patience: int = 2
-    samples_per_batch: int = 4096
+    samples_per_batch: int = 2048
     history_limit: int | None = 2000
 
     def __post_init__(self) -> None:
