@@ -81,6 +81,8 @@ def check_queries(
 
 def check_offsets(name: str, offsets: Tensor, n: int, rows: str) -> None:
     """Refuse offsets that do not ascend from 0 to `n`, the number of `rows`."""
+    if offsets.shape[0] == 0:
+        raise ValueError(f"{name} must be [B + 1] and begin with 0, got none")
     good = (offsets[0] == 0) & (offsets[-1] == n) & (offsets.diff() >= 0).all()
     if not bool(good):
         raise ValueError(

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_QUERIES_AT_ONCE = 64  # their scores with 2,000 behaviours stay in a core's second-level cache
+_SCORES_AT_ONCE = 100_000  # of one block: as float32 they stay in a core's second-level cache
+_FEWEST_QUERIES = 16
 
 
 class _Block(NamedTuple):
@@ -36,14 +37,24 @@ def _blocks(
     starts: list[int] = offsets.tolist()
     bounds: list[int] = query_offsets.tolist()
     for user, behind in enumerate(bounds[1:]):
-        for first in range(bounds[user], behind, _QUERIES_AT_ONCE):
-            rows = slice(first, min(first + _QUERIES_AT_ONCE, behind))
+        first = bounds[user]
+        while first < behind:
+            begin = max(0, times[first] - last) if last is not None else 0
+            rows = slice(first, _block_end(times, first, behind, begin))
             low, high = times[rows.start], times[rows.stop - 1]
-            begin = max(0, low - last) if last is not None else 0
             latest_begin = max(0, high - last) if last is not None else 0
             seen = slice(starts[user] + begin, starts[user] + high)
             end = (cuts[rows] - begin)[:, None]
             yield _Block(rows, seen, end, (latest_begin - begin, low - begin))
+            first = rows.stop
+
+
+def _block_end(times: list[int], first: int, behind: int, begin: int) -> int:
+    """Return where the block of queries that starts at `first` ends, `behind` at the latest."""
+    end = min(first + _FEWEST_QUERIES, behind)
+    while end < behind and (end + 1 - first) * (times[end] - begin) <= _SCORES_AT_ONCE:
+        end += 1
+    return end
 
 
 def _scores(block: _Block, queries: Tensor, keys: Tensor, last: int | None) -> Tensor:

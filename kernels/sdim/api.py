@@ -230,10 +230,11 @@ def expected(
     checks.check_users("queries", queries.shape[0], offsets)
     real = sums_dtype(values.dtype)
     padded = to_padded(values.to(real), offsets)
-    with torch.no_grad():
-        cosines = _unit(queries.to(real)) @ _unit(padded).mT
-        weights = (1 - cosines.clamp(-1, 1).arccos() / torch.pi) ** tau
-    return (weights @ padded).to(values.dtype)
+    with torch.autocast(values.device.type, enabled=False):
+        with torch.no_grad():
+            cosines = _unit(queries.to(real)) @ _unit(padded).mT
+            weights = (1 - cosines.clamp(-1, 1).arccos() / torch.pi) ** tau
+        return (weights @ padded).to(values.dtype)
 
 
 def _unit(x: Tensor) -> Tensor:

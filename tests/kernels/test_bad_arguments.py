@@ -37,6 +37,7 @@ both = pytest.mark.parametrize("operator", ["sdim", "dense"])
         ({"offsets": torch.tensor([1, 4, 10])}, "offsets must start at 0.*got first 1"),
         ({"offsets": torch.tensor([0, 4, 9])}, "number of behaviours, 10;.*last 9"),
         ({"offsets": torch.tensor([0, 11, 10])}, "ascend.*smallest step -1"),
+        ({"offsets": H.offsets[:0], "query_offsets": H.offsets[:0]}, "begin with 0, got none"),
         ({"offsets": torch.tensor([0, 10])}, r"\[B \+ 1\] for the B = 2 users"),
         ({"query_offsets": torch.tensor([0, 2, 3])}, "query_offsets.*number of queries, 4"),
         ({"cuts": torch.tensor([1, 5, 0, 6])}, r"cuts\[1\] = 5 for user 0 with 4 behaviours"),

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from hashtab.kernels import dense
+from hashtab.kernels.dense import blocked
 from tests.kernels.histories import Histories, offsets_of
 from tests.tolerances import TOLERANCE
 
@@ -138,9 +139,21 @@ def test_batch_mates_and_the_future_change_nothing(lengths: list[int], seed: int
         torch.testing.assert_close(alone[0, 0], together[i], **TOLERANCE[torch.float64])
 
 
+@pytest.mark.parametrize("last", [None, 3])
+def test_blocks_of_any_size_give_the_same(
+    last: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    h = Histories.random([90, 0, 31], queries=40)
+    expected = attend_at(h, last, "auto")
+    monkeypatch.setattr(blocked, "_FEWEST_QUERIES", 1)
+    for scores in (1, 200, 1000):
+        monkeypatch.setattr(blocked, "_SCORES_AT_ONCE", scores)
+        for a, b in zip(attend_at(h, last, "auto"), expected, strict=True):
+            torch.testing.assert_close(a, b, **TOLERANCE[torch.float64])
+
+
 def test_huge_scores_do_not_overflow() -> None:
     h = Histories.random([50], dtype=torch.float32)
-    interest, *grads = attend_at(h, None, "auto")
     h.queries.mul_(1e4)
     h.values.mul_(1e3)
     interest, *grads = attend_at(h, None, "auto")

@@ -1,5 +1,6 @@
 """The hash: one rule, whatever the batch, the mode and the precision around it."""
 
+import doctest
 import subprocess
 import sys
 
@@ -8,9 +9,15 @@ import torch
 
 from hashtab.kernels import sdim
 from hashtab.kernels.core.dispatch import Impl
+from hashtab.kernels.sdim import api
 from tests.kernels.histories import Histories
 
 impls = pytest.mark.parametrize("impl", ["reference", "native"])
+
+
+def test_the_examples_of_the_documentation() -> None:
+    failed, tried = doctest.testmod(api, extraglobs={"torch": torch})
+    assert (failed, tried) == (0, 1)
 
 
 @impls
