@@ -19,9 +19,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from hashtab.features.dataset import Dataset
 from hashtab.models.ctr import ClickModelSettings
 from hashtab.pipelines.command_line import parse
-from hashtab.pipelines.ray_training import cluster, fit
+from hashtab.pipelines.driver import train_runs
+from hashtab.pipelines.ray_training import cluster
 from hashtab.pipelines.runs import Run
 from hashtab.pipelines.settings import TrainSettings
+from hashtab.pipelines.tracking import Tracking
 
 VARIANTS = {
     "no history": ClickModelSettings(encoder="none"),
@@ -70,6 +72,7 @@ def main() -> None:
             name: [_train_settings(settings, model, chosen[name], seed) for seed in settings.seeds]
             for name, model in variants.items()
         }
+        _train(run for several in runs.values() for run in several)
         found = {name: _train(several) for name, several in runs.items()}
     _print_table(found, chosen)
 
@@ -77,24 +80,27 @@ def main() -> None:
 def _train_settings(
     settings: CompareSettings, model: ClickModelSettings, rate: float, seed: int
 ) -> TrainSettings:
-    base = TrainSettings(data=settings.data, storage=settings.storage, workers=settings.workers)
+    base = TrainSettings(
+        data=settings.data,
+        storage=settings.storage,
+        workers=settings.workers,
+        experiment="compare_encoders",
+    )
     optimiser = replace(base.optimiser, embedding_learning_rate=rate)
     return replace(base, model=model, optimiser=optimiser, seed=seed)
 
 
 def _train(wanted: Iterable[TrainSettings]) -> list[Run]:
     """Train what is not trained yet, a run a worker; return all."""
-    wanted = list(wanted)
-    manifest = Dataset.open(wanted[0].data).manifest
-    runs = [Run.of(settings, manifest) for settings in wanted]
-    if waiting := [run for run in runs if not run.finished]:
-        fit(waiting, apart=True)
+    several = list(wanted)
+    manifest = Dataset.open(several[0].data).manifest
+    runs = [Run.find_or_resume(settings, manifest) for settings in several]
+    tracking = Tracking(several[0].tracking_uri, several[0].experiment)
+    train_runs(runs, manifest, tracking, apart=True)
     return runs
 
 
-def _tune(
-    settings: CompareSettings, variants: dict[str, ClickModelSettings]
-) -> dict[str, float]:
+def _tune(settings: CompareSettings, variants: dict[str, ClickModelSettings]) -> dict[str, float]:
     """Return each variant's embedding learning rate of the best validation gAUC on seed 0."""
     rates = settings.embedding_learning_rates
     runs = _train(
