@@ -1,12 +1,10 @@
 """Settings dataclasses as a command line: dotted options, `--config file.yaml`, one-line errors."""
 
 import dataclasses
-from typing import Any, TypeVar, get_type_hints
+from collections.abc import Mapping
+from typing import Any, TypeVar, cast, get_type_hints
 
 import jsonargparse
-
-from hashtab.features.errors import DataError
-from hashtab.features.plain import build
 
 Settings = TypeVar("Settings")
 
@@ -38,11 +36,21 @@ def parse(kind: type[Settings], arguments: list[str] | None, description: str | 
         parser.add_argument(f"--{name}", action="store_true", help=_flag_help(kind, name))
     try:
         plain = parser.parse_args(arguments).as_dict()
-        plain.pop("config")
-        settings: Settings = build(kind, _without_paths(plain), "settings")
-    except (jsonargparse.ArgumentError, DataError, ValueError) as error:
+        return from_plain(kind, plain)
+    except (jsonargparse.ArgumentError, ValueError) as error:
         raise SettingsError(" ".join(str(error).split())) from error
-    return settings
+
+
+def from_plain(kind: type[Settings], plain: Mapping[str, Any]) -> Settings:
+    """Build nested settings from plain data of the right names and types; lists become tuples."""
+    hints = get_type_hints(kind)
+    values = {name: value for name, value in plain.items() if name in hints}
+    for name, value in values.items():
+        if dataclasses.is_dataclass(hints[name]):
+            values[name] = from_plain(cast(type[Any], hints[name]), value)
+        elif isinstance(value, list):
+            values[name] = tuple(value)
+    return kind(**values)
 
 
 def _flag_help(kind: type[Any], name: str) -> str:
@@ -52,15 +60,6 @@ def _flag_help(kind: type[Any], name: str) -> str:
     if start is None:
         return ""
     return lines[start].split(": ", 1)[1].strip().rstrip(".;")
-
-
-def _without_paths(plain: dict[str, Any]) -> dict[str, Any]:
-    """Drop the loader's own bookkeeping of nested files."""
-    return {
-        name: _without_paths(value) if isinstance(value, dict) else value
-        for name, value in plain.items()
-        if name != "__path__"
-    }
 
 
 def flatten(settings: Any, prefix: str = "") -> dict[str, Any]:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
+from functools import partial
 from typing import Self
 
 from hashtab.features.manifest import Manifest
@@ -23,7 +24,7 @@ _POLL_S = 0.2
 def train_runs(
     runs: Sequence[Run], manifest: Manifest, tracking: Tracking, *, apart: bool = False
 ) -> None:
-    """Train runs on the cluster that is there, to their ends; finished ones cost nothing.
+    """Train runs on the cluster that is there, to their ends; published ones cost nothing.
 
     Args:
         runs: with settings alike in all that says where they run.
@@ -35,7 +36,7 @@ def train_runs(
         SettingsError: if another process is training one of them.
         ray.train.TrainingFailedError: if a worker raised, or was lost too often.
     """
-    waiting = [run for run in runs if not run.finished]
+    waiting = [run for run in runs if not run.published]
     if not waiting:
         return
     with ExitStack() as stack:
@@ -43,10 +44,10 @@ def train_runs(
             stack.enter_context(run.locked())
             run.begin(manifest)
         tails = [Tail(run.log) for run in waiting]
-        fitting = _Background(lambda: ray_training.fit(waiting, apart=apart))
+        fitting = _Background(partial(_fit, waiting, apart))
         followed = [
-            stack.enter_context(Followed(run, tracking.begin(run, manifest.digest), tail, place))
-            for place, (run, tail) in enumerate(zip(waiting, tails, strict=True))
+            stack.enter_context(Followed(run, tail, partial(tracking.begin, run, manifest.digest)))
+            for run, tail in zip(waiting, tails, strict=True)
         ]
         running = True
         while running:
@@ -55,6 +56,13 @@ def train_runs(
                 one.follow()
             time.sleep(_POLL_S if running else 0)
         fitting.join()
+
+
+def _fit(runs: Sequence[Run], apart: bool) -> None:
+    # A driver may have been killed between a training's end and its last entry in MLflow.
+    unfinished = [run for run in runs if not run.finished]
+    if unfinished:
+        ray_training.fit(unfinished, apart=apart)
 
 
 class _Background:
@@ -85,38 +93,47 @@ class Followed:
 
     Args:
         run: that workers are training.
-        tracked: its MLflow run.
         tail: of its events.
-        place: of its progress bar among several.
+        begin: begins its MLflow run, or goes on in it; called when the training starts.
     """
 
-    def __init__(self, run: Run, tracked: TrackedRun, tail: Tail, place: int) -> None:
+    def __init__(self, run: Run, tail: Tail, begin: Callable[[], TrackedRun]) -> None:
         self._run = run
-        self._tracked = tracked
         self._tail = tail
-        self._bar = ProgressBar(run.name, place)
-        self._open = True
+        self._begin = begin
+        self._bar: ProgressBar | None = None
+        self._tracked: TrackedRun | None = None
 
     def follow(self) -> None:
         """Take up what has happened since the last call."""
+        finished = self._run.finished  # asked first: what was told before that is then read
         for event in self._tail.read():
+            self._tracked = self._tracked or self._begin()
+            self._bar = self._bar or ProgressBar(self._run.name)
             epochs = [build(Epoch, epoch, "epoch") for epoch in event.get("epochs", ())]
             self._bar.show(event, epochs)
             self._tracked.log_epochs(epochs)
-        if self._open and self._run.finished:
-            result = self._run.result
-            plot_run(result, self._run.plots)
-            self._tracked.log_result(self._run, result)
-            self._close()
+        if finished and not self._run.published:
+            self._tracked = self._tracked or self._begin()
+            self._publish(self._tracked)
 
-    def _close(self) -> None:
-        self._open = False
-        self._bar.close()
+    def _publish(self, tracked: TrackedRun) -> None:
+        result = self._run.result
+        plot_run(result, self._run.plots)
+        tracked.log_result(self._run, result)
+        self._run.publish()
+        self._tracked = None
+        self._close_bar()
+
+    def _close_bar(self) -> None:
+        if self._bar:
+            self._bar.close()
+            self._bar = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._open:
+        if self._tracked:
             self._tracked.end("KILLED" if kind is KeyboardInterrupt else "FAILED")
-            self._close()
+        self._close_bar()

@@ -44,6 +44,8 @@ class Teller:
         if event == "step":
             record["loss"] = progress.loss / progress.samples
             record["samples_per_s"] = progress.samples / progress.seconds
+            left = record["steps"] - record["step"]
+            record["seconds_left"] = left * progress.seconds / progress.batch
         else:
             record["epochs"] = [asdict(epoch) for epoch in progress.epochs]
             record["best"] = progress.best

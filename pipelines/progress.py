@@ -17,29 +17,25 @@ class ProgressBar:
 
     Args:
         name: of the run.
-        place: of the bar among several, from the top.
     """
 
-    def __init__(self, name: str, place: int = 0) -> None:
+    def __init__(self, name: str) -> None:
         self._name = name
         self._bar = tqdm(
             desc=name,
-            position=place,
             leave=False,
             disable=not sys.stderr.isatty(),
             bar_format="{desc} {percentage:3.0f}%|{bar:24}| {postfix}",
         )
         self._shown = 0
-        self._begun: tuple[float, int] | None = None
         self._last_line = time.monotonic()
 
     def show(self, event: dict[str, Any], epochs: Sequence[Epoch]) -> None:
         """Show one event and the epochs finished until then."""
-        now = time.monotonic()
         if event["event"] == "start":
-            self._start(event, epochs, now)
+            self._start(event, epochs)
         elif event["event"] == "step":
-            self._step(event, now)
+            self._step(event)
         for epoch in epochs[self._shown :]:
             self._say(
                 f"epoch {epoch.number}: loss {epoch.loss:.4f}, validation gAUC {epoch.gauc:.4f}, "
@@ -51,29 +47,24 @@ class ProgressBar:
         """Take the bar away."""
         self._bar.close()
 
-    def _start(self, event: dict[str, Any], epochs: Sequence[Epoch], now: float) -> None:
-        self._begun = (now, event["step"])
+    def _start(self, event: dict[str, Any], epochs: Sequence[Epoch]) -> None:
         self._bar.total = event["steps"]
         if event["step"]:
             batch = event["step"] - event["epoch"] * event["batches"]
             self._say(f"goes on from its checkpoint: epoch {event['epoch'] + 1}, batch {batch}")
             self._shown = len(epochs)
 
-    def _step(self, event: dict[str, Any], now: float) -> None:
+    def _step(self, event: dict[str, Any]) -> None:
         text = (
             f"epoch {event['epoch'] + 1}, loss {event['loss']:.4f}, "
-            f"{event['samples_per_s']:,.0f} samples/s, {self._left(event, now)} left"
+            f"{event['samples_per_s']:,.0f} samples/s, {clock(event['seconds_left'])} left"
         )
         self._bar.set_postfix_str(text, refresh=False)
         self._bar.n = event["step"]
         self._bar.refresh()
-        if self._bar.disable and now - self._last_line >= _SECONDS_BETWEEN_LINES:
+        since = time.monotonic() - self._last_line
+        if self._bar.disable and since >= _SECONDS_BETWEEN_LINES:
             self._say(text)
-
-    def _left(self, event: dict[str, Any], now: float) -> str:
-        start, first = self._begun or (now, 0)
-        rate = (event["step"] - first) / max(now - start, 1e-9)
-        return clock((event["steps"] - event["step"]) / rate) if rate else "?"
 
     def _say(self, text: str) -> None:
         self._last_line = time.monotonic()

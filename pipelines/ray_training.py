@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from hashtab.features.dataset import Dataset
-from hashtab.pipelines.checkpoints import Progress
+from hashtab.pipelines.checkpoints import CheckpointError, Progress
 from hashtab.pipelines.evaluation import Predictions, predict
 from hashtab.pipelines.events import Teller
 from hashtab.pipelines.ranks import Ranks
@@ -86,13 +86,14 @@ def fit(runs: Sequence[Run], *, apart: bool = False) -> None:
         apart: each worker trains whole runs by itself, in place of all sharing each.
 
     Raises:
+        CheckpointError: if a checkpoint is of another training.
         ray.train.TrainingFailedError: if a worker raised, or was lost too often.
     """
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     settings = runs[0].settings
-    TorchTrainer(
+    result = TorchTrainer(
         _work,
         train_loop_config={"runs": list(runs), "apart": apart},
         scaling_config=ScalingConfig(
@@ -107,18 +108,27 @@ def fit(runs: Sequence[Run], *, apart: bool = False) -> None:
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     ).fit()
+    if result.return_value is not None:
+        raise CheckpointError(result.return_value)
 
 
-def _work(config: dict[str, Any]) -> None:
-    """Train on one of Ray Train's workers."""
+def _work(config: dict[str, Any]) -> str | None:
+    """Train on one of Ray Train's workers; return why the checkpoint was refused, if it was."""
+    try:
+        _train_share(**config)
+    except CheckpointError as error:
+        return str(error)  # raised here, it would be retried, which cannot help
+    return None
+
+
+def _train_share(runs: list[Run], apart: bool) -> None:
     import ray.train
 
     context = ray.train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
-    runs: list[Run] = config["runs"]
     device = _device(runs[0].settings)
     torch.set_num_threads(runs[0].settings.threads)
-    if config["apart"]:
+    if apart:
         for run in runs[rank::size]:
             train_run(run, Ranks(device=device))
         return

@@ -1,6 +1,9 @@
 """Tables and last lines that a script prints."""
 
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from hashtab.pipelines.runs import Result, Run
 
@@ -65,15 +68,33 @@ def summary(run: Run, tracking_uri: str) -> str:
             f"plots  {run.plots}",
             f"MLflow {tracking_uri}, run {run.tracked_as}",
             "",
-            "next:",
-            *ui_lines(tracking_uri),
+            *next_commands(tracking_uri),
         ]
     )
 
 
-def ui_lines(tracking_uri: str) -> list[str]:
-    """Return the command that opens the MLflow UI."""
-    return [
-        f"  MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --backend-store-uri {tracking_uri} "
-        "--workers 1"
+def next_commands(tracking_uri: str, *, own_log: bool = False) -> list[str]:
+    """Return lines with the commands to try next, as they can be pasted here."""
+    lines = [
+        "next:",
+        "  open the MLflow UI:",
+        f"    MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {_installed('mlflow')} ui "
+        f"--backend-store-uri {tracking_uri} --workers 1",
     ]
+    if own_log:
+        python = _installed(Path(sys.executable).name)
+        lines += [
+            "  train on your own log, declared in a schema (see README):",
+            f"    {python} pipelines/prepare.py --schema my.yaml --output data/mine",
+            f"    {python} pipelines/train_sdim.py --data data/mine",
+        ]
+    return lines
+
+
+def _installed(command: str) -> str:
+    """Name a command of this environment so that a shell in this folder finds it."""
+    path = Path(sys.executable).parent / command
+    if shutil.which(command) == str(path):
+        return command
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

@@ -77,6 +77,11 @@ class Run:
         return self.folder / "plots"
 
     @property
+    def begun(self) -> bool:
+        """Whether a training was begun in this folder."""
+        return self._owner.exists()
+
+    @property
     def finished(self) -> bool:
         """Whether the training is over."""
         return self._result.exists()
@@ -102,6 +107,15 @@ class Run:
         self._write(self._record() | {"mlflow_run_id": run_id})
 
     @property
+    def published(self) -> bool:
+        """Whether the training is over and MLflow knows all of it."""
+        return self.begun and bool(self._record()["published"])
+
+    def publish(self) -> None:
+        """Remember that MLflow knows all."""
+        self._write(self._record() | {"published": True})
+
+    @property
     def _result(self) -> Path:
         return self.folder / "result.json"
 
@@ -117,39 +131,43 @@ class Run:
         write_text(self._owner, json.dumps(record, indent=1) + "\n")
 
     @classmethod
-    def find(cls, settings: TrainSettings, manifest: Manifest) -> Self:
+    def find_or_resume(cls, settings: TrainSettings, manifest: Manifest) -> Self:
         """Return the run of these settings and data, whether it was begun or not.
 
         Raises:
-            SettingsError: if it was begun and `resume` is not set, if it was not begun and
-                `resume` is set, or if the folder holds a training of other settings or data.
+            SettingsError: if its folder holds a training of other settings or data.
         """
         name = run_name(settings, manifest.digest)
         run = cls(Path(settings.storage).resolve() / name, absolute(settings))
-        begun = run._owner.exists()
-        if settings.resume and not begun:
-            raise SettingsError(f"nothing to resume: {run.folder} holds no run of these settings")
-        if begun:
+        if run.begun:
             differ = differences(run._record()["identity"], identity(settings, manifest.digest))
             if differ:
                 raise SettingsError(
                     f"{run.folder} holds another training: {differ}; "
                     "give its settings and data, or another --run_name"
                 )
-            if not settings.resume:
-                state = "finished" if run.finished else "begun"
-                raise SettingsError(
-                    f"this training was {state} before, in {run.folder}: add --resume to "
-                    f"{'show its result' if run.finished else 'go on with it'}, "
-                    "or train anew with another --run_name or --seed"
-                )
         return run
+
+    def check_resume(self) -> None:
+        """Refuse to go on with a run unasked, or to resume what was never begun.
+
+        Raises:
+            SettingsError: that tells the choices.
+        """
+        if self.settings.resume and not self.begun:
+            raise SettingsError(f"nothing to resume: there is no {self.folder}")
+        if self.begun and not self.settings.resume:
+            state, what = ("finished", "show its result") if self.finished else ("begun", "go on")
+            raise SettingsError(
+                f"this training was {state} before, in {self.folder}: add --resume to {what}, "
+                "or train anew with another --run_name or --seed"
+            )
 
     def begin(self, manifest: Manifest) -> None:
         """Make the folder of a new run; nothing where it is there."""
-        if not self._owner.exists():
+        if not self.begun:
             decisive = identity(self.settings, manifest.digest)
-            self._write({"identity": decisive, "mlflow_run_id": None})
+            self._write({"identity": decisive, "mlflow_run_id": None, "published": False})
 
     @contextmanager
     def locked(self) -> Iterator[None]:

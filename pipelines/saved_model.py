@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 
 from hashtab.features.manifest import Manifest
-from hashtab.features.plain import build
 from hashtab.features.storage import write_text
 from hashtab.models.ctr import ClickModel, ClickModelSettings, FeatureSpec
 from hashtab.pipelines.checkpoints import CheckpointError, planes_digest, write_atomically
+from hashtab.pipelines.command_line import from_plain
 
 FORMAT = 1
 
@@ -40,7 +40,7 @@ def load_model(folder: Path) -> ClickModel:
     meaning = json.loads((folder / "model.json").read_text())
     if meaning["format"] != FORMAT:
         raise CheckpointError(f"{folder} has format {meaning['format']!r}, wanted {FORMAT}")
-    settings = build(ClickModelSettings, meaning["settings"], "settings")
+    settings = from_plain(ClickModelSettings, meaning["settings"])
     model = ClickModel(FeatureSpec.from_dict(meaning["features"]), settings)
     model.load_state_dict(torch.load(folder / "model.pt", weights_only=True))
     if planes_digest(model) != meaning["planes_digest"]:

@@ -22,7 +22,8 @@ class OptimiserSettings:
         schedule: how the rates fall from their value to zero over all epochs.
         epochs: passes over the training samples at most.
         patience: stop after so many epochs without a better validation gAUC.
-        samples_per_batch: samples of one step, over all workers; users are never torn apart.
+        samples_per_batch: samples of one step on average, shared by all workers, so that a training
+            is the same whatever their number; users are never torn apart.
         history_limit: behaviours a user's first sample of a batch sees at most, the latest.
     """
 
@@ -90,6 +91,11 @@ class TrainSettings:
         for name in ("seed", "workers", "max_failures"):
             if getattr(self, name) < 0:
                 raise SettingsError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.workers and self.optimiser.samples_per_batch % self.workers:
+            raise SettingsError(
+                "workers must divide optimiser.samples_per_batch, "
+                f"got {self.workers} and {self.optimiser.samples_per_batch}"
+            )
         if self.run_name is not None and Path(self.run_name).name != self.run_name:
             raise SettingsError(f"run_name must be the name of a folder, got {self.run_name!r}")
 

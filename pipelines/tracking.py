@@ -16,6 +16,7 @@ from hashtab.pipelines.runs import Result, Run
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+_QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_LOGGING_LEVEL": "WARNING"}
 _SYSTEM_METRICS_S = 5
 # Steps of this metric tell which epochs a resumed run has already logged.
 _EPOCH_METRIC = "train/loss"
@@ -33,9 +34,9 @@ class Tracking:
     """
 
     def __init__(self, uri: str, experiment: str) -> None:
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        for name in ("alembic", "mlflow"):
-            logging.getLogger(name).setLevel(logging.WARNING)
+        for name, value in _QUIET.items():
+            os.environ.setdefault(name, value)
+        logging.getLogger("alembic").setLevel(logging.WARNING)
         import mlflow  # slow to import: --help and bad settings need not wait for it
 
         self.uri = uri
@@ -58,6 +59,11 @@ class Tracking:
             self._client.log_batch(run_id, params=_params(run, data_digest), tags=_tags())
         self._client.update_run(run_id, status="RUNNING")
         return TrackedRun(self._client, self.uri, run_id)
+
+    def add_artifacts(self, run: Run, folder: Path) -> None:
+        """Add a folder to a training's run, also after its end."""
+        if run.tracked_as is not None:
+            self._client.log_artifacts(run.tracked_as, str(folder), folder.name)
 
 
 class TrackedRun:
@@ -106,10 +112,6 @@ class TrackedRun:
         for folder in (run.plots, run.model):
             self._client.log_artifacts(self.run_id, str(folder), folder.name)
         self.end("FINISHED")
-
-    def log_plots(self, folder: Path) -> None:
-        """Add plots, also to a run that has ended."""
-        self._client.log_artifacts(self.run_id, str(folder), folder.name)
 
     def end(self, status: str) -> None:
         """End the run as FINISHED, FAILED or KILLED."""

@@ -23,20 +23,24 @@ from hashtab.pipelines.report import summary
 from hashtab.pipelines.runs import Run
 from hashtab.pipelines.settings import TrainSettings
 from hashtab.pipelines.tracking import Tracking
+from hashtab.pipelines.training import check
 
 
 def train(settings: TrainSettings) -> Run:
     """Train one run to its end and return it.
 
     Raises:
-        SettingsError: if the run was begun before and is not to be resumed, or its settings or
-            data are not those it was begun with.
+        SettingsError: if the run was begun before and is not to be resumed, its settings or data
+            are not those it was begun with, or the data cannot serve them.
         DataError: if the data is not a finished data set.
         CheckpointError: if the checkpoint is of another training.
     """
-    manifest = Dataset.open(settings.data).manifest
-    run = Run.find(settings, manifest)
-    if not run.finished:
+    dataset = Dataset.open(settings.data)
+    check(settings, dataset)
+    manifest = dataset.manifest
+    run = Run.find_or_resume(settings, manifest)
+    run.check_resume()
+    if not run.published:
         tracking = Tracking(settings.tracking_uri, settings.experiment)
         with cluster(settings):
             train_runs([run], manifest, tracking)

@@ -22,6 +22,7 @@ from hashtab.features.dataset import Batch, Dataset
 from hashtab.models.ctr import ClickModel, FeatureSpec, TensorBatch
 from hashtab.pipelines import checkpoints
 from hashtab.pipelines.checkpoints import Epoch, Progress
+from hashtab.pipelines.command_line import SettingsError
 from hashtab.pipelines.evaluation import mixed_precision, predict
 from hashtab.pipelines.ranks import Ranks
 from hashtab.pipelines.settings import TrainSettings, identity
@@ -81,6 +82,23 @@ def train(training: Training, listen: Listener) -> tuple[ClickModel, Progress]:
         listen("epoch", progress)
     model.load_state_dict(progress.best_model)
     return model, progress
+
+
+def check(settings: TrainSettings, dataset: Dataset) -> None:
+    """Find out before any long work whether the data can serve the settings.
+
+    Raises:
+        SettingsError: if the model cannot be made for this data.
+        DataError: if a split has fewer users than there are workers.
+    """
+    spec = FeatureSpec.from_dict(asdict(dataset.manifest.features))
+    try:
+        with torch.device("meta"):
+            ClickModel(spec, settings.model)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+    for split in dataset.manifest.splits:
+        dataset.n_batches(split, settings.optimiser.samples_per_batch, max(1, settings.workers))
 
 
 def train_epoch(
