@@ -13,7 +13,6 @@ from pathlib import Path
 if not __package__:  # run as a script, perhaps from a checkout that is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import jsonargparse
 from tqdm import tqdm
 
 from hashtab.features.datasets import SCHEMAS
@@ -22,6 +21,7 @@ from hashtab.features.manifest import Manifest
 from hashtab.features.plain import did_you_mean
 from hashtab.features.prepare import RunShards, ShardTask, prepare
 from hashtab.features.schema import Schema
+from hashtab.pipelines.command_line import SettingsError, parse
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -60,25 +60,6 @@ class PrepareSettings:
     def load_schema(self) -> Schema:
         """Return the declared schema."""
         return Schema.from_yaml(self.schema) if self.schema else SCHEMAS[self.dataset]()
-
-
-def parse(arguments: list[str] | None) -> PrepareSettings:
-    """Return the settings of a command line; `--config file.yaml` may hold them.
-
-    Raises:
-        DataError: for unknown or wrong settings.
-    """
-    parser = jsonargparse.ArgumentParser(
-        exit_on_error=False, allow_abbrev=False, description=__doc__
-    )
-    parser.add_argument("--config", action="config", help="YAML file with these settings")
-    parser.add_class_arguments(PrepareSettings, as_group=False)
-    try:
-        plain = parser.parse_args(arguments).as_dict()
-    except jsonargparse.ArgumentError as error:
-        raise DataError(" ".join(str(error).split())) from error
-    plain.pop("config")
-    return PrepareSettings(**plain)
 
 
 def in_process(task: ShardTask, shards: Iterable[int]) -> None:
@@ -144,12 +125,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Parse, prepare, report; bad input and settings end with one line and exit code 2."""
     start = time.perf_counter()
     try:
-        settings = parse(arguments)
+        settings = parse(PrepareSettings, arguments, __doc__)
         schema = settings.load_schema()
         folder = Path(settings.output or f"data/{schema.name}")
         run = on_ray(settings.workers, settings.address) if settings.workers else in_process
         manifest = prepare(schema, folder, shards=settings.shards, run_shards=run)
-    except DataError as error:
+    except (DataError, SettingsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(report(manifest, folder, time.perf_counter() - start))
