@@ -39,7 +39,10 @@ QUIET = {
 
 @contextmanager
 def cluster(settings: TrainSettings) -> Iterator[None]:
-    """Join the cluster that settings or environment name, or run one of our own meanwhile."""
+    """Join the cluster that settings or environment name, or run one of our own meanwhile.
+
+    In a process that is connected to Ray already, that connection is used and left open.
+    """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     if settings.workers == 0:
@@ -47,6 +50,9 @@ def cluster(settings: TrainSettings) -> Iterator[None]:
         return
     import ray  # slow to import: --help and bad settings need not wait for it
 
+    if ray.is_initialized():
+        yield
+        return
     common = {"logging_level": "ERROR", "log_to_driver": False}
     if settings.address or "RAY_ADDRESS" in os.environ:
         ray.init(address=settings.address, runtime_env=_source_to_send(), **common)
