@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -33,6 +32,7 @@ pytestmark = [
 
 SCRIPT = Path(__file__).resolve().parents[2] / "pipelines" / "train_sdim.py"
 WITHIN = 0.002  # gAUC that a resumed training may differ by
+EPOCHS = 10
 PATIENCE_S = 120
 
 
@@ -45,7 +45,7 @@ def two_workers() -> Iterator[None]:
 @pytest.fixture
 def long(settings: TrainSettings) -> TrainSettings:
     """A training that goes on for seconds, time enough to kill someone."""
-    optimiser = replace(settings.optimiser, epochs=40, patience=40)
+    optimiser = replace(settings.optimiser, epochs=EPOCHS, patience=EPOCHS)
     return replace(settings, optimiser=optimiser, checkpoint_every=5)
 
 
@@ -54,6 +54,11 @@ def wait_for(what: Callable[[], bool]) -> None:
     while not what():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def workers_of(driver: psutil.Process) -> list[psutil.Process]:
+    children = driver.children(recursive=True)
+    return [child for child in children if "RayTrainWorker" in " ".join(child.cmdline())]
 
 
 def starts(run: Run) -> list[int]:
@@ -76,9 +81,7 @@ def test_two_workers_lose_one_and_still_end_as_one_does(
 
     def kill_a_worker() -> None:
         wait_for(run.checkpoint.exists)
-        children = psutil.Process().children(recursive=True)
-        workers = [child for child in children if "RayTrainWorker" in " ".join(child.cmdline())]
-        workers[-1].kill()
+        workers_of(psutil.Process())[-1].kill()
 
     killer = threading.Thread(target=kill_a_worker)
     killer.start()
@@ -95,7 +98,7 @@ def test_two_workers_lose_one_and_still_end_as_one_does(
     assert run.result.metrics["test"] == pytest.approx(metrics, abs=1e-6)
     alone = uninterrupted(long, tmp_path / "alone").result
     assert metrics["gauc"] == pytest.approx(alone.metrics["test"]["gauc"], abs=WITHIN)
-    assert len(run.result.epochs) == len(alone.epochs) == 40
+    assert len(run.result.epochs) == len(alone.epochs) == EPOCHS
 
 
 def test_a_killed_driver_resumes_to_the_same_metrics(
@@ -107,11 +110,11 @@ def test_a_killed_driver_resumes_to_the_same_metrics(
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     driver = subprocess.Popen([sys.executable, str(SCRIPT), *options], env=environment)
     wait_for(run.checkpoint.exists)
-    children = psutil.Process(driver.pid).children(recursive=True)
-    driver.send_signal(signal.SIGKILL)
+    workers = workers_of(psutil.Process(driver.pid))
+    driver.kill()
     driver.wait()
     assert not run.finished
-    _, alive = psutil.wait_procs(children, timeout=PATIENCE_S)
+    _, alive = psutil.wait_procs(workers, timeout=PATIENCE_S)
     assert not alive
 
     resumed = train_sdim.train(replace(long, resume=True)).result
