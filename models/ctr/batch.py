@@ -13,7 +13,8 @@ class Feature:
     """One input column.
 
     Args:
-        name: column name; features of the same name share one embedding table.
+        name: column name; a behaviour's and a candidate's feature of one name share one table,
+            the context has tables of its own.
         kind: `"categorical"` (ids: 0 padding, 1 unknown, then the known values) or `"numeric"`.
         size: number of ids of a categorical feature, 1 for a numeric one.
     """

@@ -21,7 +21,7 @@ class ClickModel(nn.Module):
         behaviours {name: [N]} -> embedding [N, D] -.
                                                     encoder -> interest [Q, I] -.
         candidates {name: [Q]} -> embedding [Q, D] -'                           |
-                                           `- candidate, candidate * interest -head -> logit [Q]
+                                `- candidate, candidate * interest -head -> output -> logit [Q]
         context {name: [Q]} -> embedding [Q, D], counters [Q, K] ---------------'
 
     Args:
@@ -29,13 +29,17 @@ class ClickModel(nn.Module):
         settings: what the model is made of.
 
     Raises:
-        ValueError: if the settings ask for counters that the data does not have.
+        ValueError: if behaviours or candidates have no features, or the settings ask for counters
+            that the data does not have.
     """
 
     def __init__(self, features: FeatureSpec, settings: ClickModelSettings) -> None:
         super().__init__()
         if settings.counters and not features.counters:
             raise ValueError("counters=True, but the data's schema declares no counters")
+        if not features.behaviour or not features.candidate:
+            raise ValueError(f"behaviours and candidates need one feature at least, got {features}")
+        self.features = features
         self.settings = settings
         size = settings.embedding_size
         self.objects = FeatureEmbedding(
@@ -43,30 +47,37 @@ class ClickModel(nn.Module):
         )
         self.context = FeatureEmbedding(features.context, size, settings.initial_std)
         self.encoder = ENCODERS[settings.encoder](settings)
-        self.has_context = bool(features.context)
-        n_inputs = size + self.has_context * size + 2 * self.encoder.output_size
+        n_inputs = size + bool(features.context) * size + 2 * self.encoder.output_size
         n_inputs += settings.counters * len(features.counters)
         self.head = _mlp(n_inputs, settings.hidden, settings.dropout)
+        self.output = nn.Linear((n_inputs, *settings.hidden)[-1], 1)
 
     def forward(self, batch: TensorBatch) -> Tensor:
-        """Return one logit a sample, `[Q]` float32."""
+        """Return one logit a sample, `[Q]` float32.
+
+        Raises:
+            ValueError: if the batch lacks a column, or a cut lies outside its user's history.
+        """
         users = self.embed(batch)
         candidates, interest = users.candidates, self.encoder(users)
         copies = interest.shape[1] // candidates.shape[1]
         inputs = [candidates, interest, interest * candidates.repeat(1, copies)]
-        if self.has_context:
-            inputs.append(self.context(batch.context))
+        if self.features.context:
+            inputs.append(self.context(batch.context, self.features.context))
         if self.settings.counters:
             inputs.append(batch.counters)
-        logits: Tensor = self.head(torch.cat(inputs, dim=1))
+        hidden: Tensor = self.head(torch.cat(inputs, dim=1))
+        # Candidates that differ past the third digit would tie in bfloat16.
+        with torch.autocast(hidden.device.type, enabled=False):
+            logits: Tensor = self.output(hidden.to(self.output.weight.dtype))
         return logits[:, 0].float()
 
     def embed(self, batch: TensorBatch) -> EmbeddedUsers:
         """Embed behaviours and candidates: what the history encoder reads."""
         return EmbeddedUsers(
-            behaviours=self.objects(batch.behaviours),
+            behaviours=self.objects(batch.behaviours, self.features.behaviour),
             history_offsets=batch.history_offsets,
-            candidates=self.objects(batch.candidates),
+            candidates=self.objects(batch.candidates, self.features.candidate),
             sample_offsets=batch.sample_offsets,
             cuts=batch.cuts,
         )
@@ -76,10 +87,14 @@ class ClickModel(nn.Module):
     ) -> list[dict[str, Any]]:
         """Return the optimiser's groups: embeddings with a rate of their own and no decay."""
         embeddings = [*self.objects.parameters(), *self.context.parameters()]
-        rest = [*self.encoder.parameters(), *self.head.parameters()]
+        rest = [self.encoder, self.head, self.output]
         return [
             {"params": embeddings, "lr": embedding_learning_rate, "weight_decay": 0.0},
-            {"params": rest, "lr": learning_rate, "weight_decay": weight_decay},
+            {
+                "params": [p for part in rest for p in part.parameters()],
+                "lr": learning_rate,
+                "weight_decay": weight_decay,
+            },
         ]
 
 
@@ -87,4 +102,4 @@ def _mlp(n_inputs: int, hidden: tuple[int, ...], dropout: float) -> nn.Sequentia
     layers: list[nn.Module] = []
     for n_in, n_out in pairwise((n_inputs, *hidden)):
         layers += [nn.Linear(n_in, n_out), nn.ReLU(), nn.Dropout(dropout)]
-    return nn.Sequential(*layers, nn.Linear((n_inputs, *hidden)[-1], 1))
+    return nn.Sequential(*layers)

@@ -1,6 +1,6 @@
 """Embeddings of named features: one table a name, shared by behaviours and candidates."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,12 @@ class FeatureEmbedding(nn.Module):
 
     A sum keeps behaviours and candidates in one space, whatever number of features each has, so
     that likeness of two items is likeness of their features. A categorical feature looks its
-    vector up; id 0 (padding) is the zero vector, id 1 (unknown) is learned like any other. A
-    numeric feature scales a learned vector. Tables start from N(0, `initial_std`).
+    vector up, a numeric one scales a learned vector; both start from N(0, `initial_std`). Id 0
+    (padding) is the zero vector. So is id 1 (unknown) until training meets it: an item that is new
+    after training then says what its other features say, and no noise.
+
+    Tables are kept in the order of the features' names, so that the state dict does not depend on
+    the order of declaration.
 
     Args:
         features: all features to embed; those of one name must agree in kind and size.
@@ -41,13 +45,26 @@ class FeatureEmbedding(nn.Module):
                 self._direction_of[feature.name] = len(self.directions)
                 self.directions.append(nn.Parameter(torch.randn(size) * initial_std))
 
-    def forward(self, columns: Mapping[str, Tensor]) -> Tensor:
-        """Embed objects given by their feature columns, each `[N]`; returns `[N, D]`."""
-        parts = [self._embed(name, column) for name, column in columns.items()]
-        total = parts[0]
-        for part in parts[1:]:
-            total = total + part
-        return total
+    def forward(self, columns: Mapping[str, Tensor], features: Sequence[Feature]) -> Tensor:
+        """Embed objects by their features.
+
+        Args:
+            columns: feature name -> `[N]`.
+            features: which of them the objects have, at least one; other columns are not read.
+
+        Returns:
+            `[N, D]`.
+
+        Raises:
+            ValueError: if a feature has no column.
+        """
+        missing = [feature.name for feature in features if feature.name not in columns]
+        if missing:
+            raise ValueError(f"the batch lacks the columns {missing}, it has {sorted(columns)}")
+        first, *others = (self._embed(feature.name, columns[feature.name]) for feature in features)
+        for other in others:
+            first = first + other
+        return first
 
     def _embed(self, name: str, column: Tensor) -> Tensor:
         if name in self._table_of:
@@ -61,7 +78,7 @@ def _table(n_ids: int, size: int, initial_std: float) -> nn.Embedding:
     table = nn.Embedding(n_ids, size, padding_idx=0)
     with torch.no_grad():
         table.weight.normal_(std=initial_std)
-        table.weight[0].zero_()
+        table.weight[:2].zero_()
     return table
 
 
@@ -72,4 +89,4 @@ def _unique(features: Iterable[Feature]) -> list[Feature]:
             raise ValueError(
                 f"feature {feature.name!r} is declared twice: {by_name[feature.name]}, {feature}"
             )
-    return list(by_name.values())
+    return sorted(by_name.values(), key=lambda feature: feature.name)

@@ -3,11 +3,8 @@
 import torch
 from torch import Tensor
 
-
-def segment_of(offsets: Tensor, n: int) -> Tensor:
-    """Return the segment of each of the `n` elements under `offsets` `[B + 1]`: `[n]` int64."""
-    segments = torch.arange(len(offsets) - 1, device=offsets.device)
-    return torch.repeat_interleave(segments, offsets.diff(), output_size=n)
+from hashtab.kernels.core.checks import check_cuts, check_offsets
+from hashtab.kernels.core.ragged import segment_of
 
 
 def visible_range(
@@ -23,8 +20,14 @@ def visible_range(
 
     Returns:
         Begin and end, both `[Q]` int64; equal where a sample sees nothing.
+
+    Raises:
+        ValueError: if a cut lies outside its user's history, or offsets and cuts do not fit.
     """
-    first = history_offsets[segment_of(sample_offsets, len(cuts))]
+    check_offsets("sample_offsets", sample_offsets, len(cuts), "samples")
+    user = segment_of(sample_offsets, len(cuts))
+    check_cuts(history_offsets, cuts, user)
+    first = history_offsets[user]
     skipped = torch.zeros_like(cuts) if last is None else (cuts - last).clamp(min=0)
     return first + skipped, first + cuts
 

@@ -1,7 +1,6 @@
 """Small ragged batches for tests of models."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 
@@ -70,10 +69,18 @@ def concatenate(users: Sequence[TensorBatch]) -> TensorBatch:
     )
 
 
-def shuffle_future(user: TensorBatch, keep: int) -> TensorBatch:
-    """Return the user with the behaviours after the first `keep` in reverse order."""
-    behaviours = {
-        name: torch.cat([column[:keep], column[keep:].flip(0)])
-        for name, column in user.behaviours.items()
-    }
-    return replace(user, behaviours=behaviours)
+def samples_alone(user: TensorBatch) -> list[TensorBatch]:
+    """Return each sample of one user as a batch of its own, whose history ends at its cut."""
+    return [
+        TensorBatch(
+            history_offsets=torch.tensor([0, cut]),
+            behaviours={name: column[:cut] for name, column in user.behaviours.items()},
+            sample_offsets=torch.tensor([0, 1]),
+            cuts=torch.tensor([cut]),
+            candidates={name: column[i : i + 1] for name, column in user.candidates.items()},
+            context={name: column[i : i + 1] for name, column in user.context.items()},
+            counters=user.counters[i : i + 1],
+            labels=user.labels[i : i + 1],
+        )
+        for i, cut in enumerate(user.cuts.tolist())
+    ]

@@ -1,8 +1,9 @@
 """The click model: every encoder over the same batches, and what a user of it relies on."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,14 +11,16 @@ from torch import Tensor
 
 from hashtab.models.ctr import ENCODERS, ClickModel, ClickModelSettings, FeatureSpec, TensorBatch
 from hashtab.models.ctr.batch import Feature
-from tests.models.batches import SPEC, batch_of, concatenate, random_user, shuffle_future
+from tests.models.batches import SPEC, batch_of, concatenate, random_user, samples_alone
 from tests.tolerances import TOLERANCE
 
 CLOSE = TOLERANCE[torch.float32]
 HISTORY_ENCODERS = sorted(set(ENCODERS) - {"none"})
 
 
-def _model(encoder: str, *, counters: bool = True, window: int = 5) -> ClickModel:
+def _model(
+    encoder: str, *, counters: bool = True, window: int = 5, dropout: float = 0.1
+) -> ClickModel:
     torch.manual_seed(0)
     settings = ClickModelSettings(
         encoder=encoder,
@@ -26,6 +29,7 @@ def _model(encoder: str, *, counters: bool = True, window: int = 5) -> ClickMode
         tau=3,
         window=window,
         hidden=(16,),
+        dropout=dropout,
         counters=counters,
     )
     return ClickModel(SPEC, settings).eval()
@@ -42,11 +46,10 @@ def test_batch_mates_change_no_score(model: ClickModel) -> None:
     torch.testing.assert_close(model(concatenate(users)), alone, **CLOSE)
 
 
-def test_behaviours_after_the_cut_change_no_score(model: ClickModel) -> None:
-    user = random_user(3, n_behaviours=30)
-    changed = shuffle_future(user, keep=int(user.cuts.max()))
-    assert not torch.equal(changed.behaviours["item"], user.behaviours["item"])
-    torch.testing.assert_close(model(changed), model(user), **CLOSE)
+def test_a_sample_sees_its_history_up_to_its_cut_and_nothing_else(model: ClickModel) -> None:
+    users = [random_user(seed, n_behaviours=30) for seed in range(3)]
+    alone = torch.cat([model(sample) for user in users for sample in samples_alone(user)])
+    torch.testing.assert_close(model(concatenate(users)), alone, **CLOSE)
 
 
 @pytest.mark.parametrize("encoder", HISTORY_ENCODERS)
@@ -90,12 +93,11 @@ def test_the_short_window_holds_exactly_so_many_behaviours(encoder: str) -> None
 @pytest.mark.parametrize("encoder", ["sdim", "sdim_long_short"])
 def test_hashes_survive_training_evaluation_and_reload(encoder: str, tmp_path: Path) -> None:
     # Public code draws planes per forward pass, or keeps them out of the state dict.
-    model = _model(encoder)
+    model = _model(encoder, dropout=0.0)
     batch = random_user(1, n_behaviours=20)
     score = model(batch)
-    model.train()
-    model.eval()
-    torch.testing.assert_close(model(batch), score, rtol=0, atol=0)
+    torch.testing.assert_close(model.train()(batch), score, rtol=0, atol=0)
+    torch.testing.assert_close(model.eval()(batch), score, rtol=0, atol=0)
     torch.save(model.state_dict(), tmp_path / "state.pt")
     torch.manual_seed(99)
     reloaded = ClickModel(SPEC, model.settings).eval()
@@ -117,12 +119,103 @@ def test_gradients_reach_behaviours_and_nothing_is_nan(encoder: str) -> None:
     assert torch.equal(item_table[0], torch.zeros_like(item_table[0]))
 
 
-def test_a_model_without_counters_ignores_them() -> None:
-    model = _model("sdim", counters=False)
+@pytest.mark.parametrize("encoder", ["din", "target_attention"])
+def test_no_gradient_comes_from_outside_the_window(encoder: str) -> None:
+    # Public code computes the mask of what is retrieved and attends to everything.
+    model = _model(encoder, window=4)
+    users = model.embed(random_user(2, n_behaviours=20))
+    behaviours = users.behaviours.detach().requires_grad_()
+    last = int(users.cuts[-1])
+    (gradient,) = torch.autograd.grad(
+        model.encoder(users._replace(behaviours=behaviours))[-1].square().sum(), behaviours
+    )
+    assert bool((gradient[last - 4 : last].abs().sum(1) > 0).all())
+    assert torch.equal(gradient[: last - 4], torch.zeros_like(gradient[: last - 4]))
+    assert torch.equal(gradient[last:], torch.zeros_like(gradient[last:]))
+
+
+@pytest.mark.parametrize("counters", [True, False])
+def test_counters_are_read_when_asked_for(counters: bool) -> None:
+    model = _model("sdim", counters=counters)
     batch = random_user(5, n_behaviours=9)
-    batch.counters.add_(1)
-    other = random_user(5, n_behaviours=9)
-    torch.testing.assert_close(model(batch), model(other), rtol=0, atol=0)
+    more = replace(batch, counters=batch.counters + 1)
+    assert torch.equal(model(more), model(batch)) is not counters
+
+
+def test_the_context_is_read() -> None:
+    model = _model("sdim")
+    batch = random_user(5, n_behaviours=9)
+    later = replace(batch, context={"hour": batch.context["hour"] - 1})
+    assert not torch.allclose(model(later), model(batch), **CLOSE)
+
+
+def test_dropout_works_in_training_only() -> None:
+    model = _model("sdim", dropout=0.5)
+    batch = random_user(5, n_behaviours=9)
+    assert torch.equal(model(batch), model(batch))
+    model.train()
+    assert not torch.equal(model(batch), model(batch))
+
+
+@pytest.mark.parametrize("half", ["long", "short"])
+def test_both_halves_of_the_long_and_short_pair_are_read(half: str) -> None:
+    model = _model("sdim_long_short")
+    batch = random_user(5, n_behaviours=30)
+    score = model(batch)
+    part = model.encoder.get_submodule(half)
+    part.forward = lambda users: torch.zeros_like(users.candidates)
+    assert not torch.allclose(model(batch), score, **CLOSE)
+
+
+@pytest.mark.parametrize("encoder", sorted(ENCODERS))
+def test_padding_and_items_unseen_in_training_start_as_nothing(encoder: str) -> None:
+    model = _model(encoder)
+    weight = model.state_dict()["objects.tables.0.weight"]
+    assert torch.equal(weight[:2], torch.zeros(2, 8))
+    assert bool((weight[2:].abs().sum(1) > 0).all())
+    users = model.embed(batch_of([1, 1, 4], cuts=[3], candidates=[1]))
+    assert bool(model.encoder(users).isfinite().all())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_cast_model_hashes_with_the_planes_it_was_trained_with(dtype: torch.dtype) -> None:
+    model = _model("sdim_long_short")
+    planes = model.state_dict()["encoder.long.planes"].clone()
+    assert model.to(dtype).output.weight.dtype == dtype
+    cast = model.state_dict()["encoder.long.planes"]
+    torch.testing.assert_close(cast, planes, rtol=0, atol=0)
+
+
+def test_the_order_of_declaration_is_not_part_of_the_state() -> None:
+    model = _model("sdim")
+    turned = FeatureSpec(
+        behaviour=SPEC.behaviour[::-1],
+        candidate=SPEC.candidate[::-1],
+        context=SPEC.context,
+        counters=SPEC.counters,
+    )
+    other = ClickModel(turned, model.settings).eval()
+    other.load_state_dict(model.state_dict())
+    batch = random_user(5, n_behaviours=9)
+    torch.testing.assert_close(other(batch), model(batch), **CLOSE)
+
+
+@pytest.mark.parametrize("place", ["behaviours", "candidates", "context"])
+def test_a_missing_column_is_named(place: str) -> None:
+    batch = random_user(5, n_behaviours=9)
+    columns = dict(getattr(batch, place))
+    missing = columns.popitem()[0]
+    lacking: dict[str, Any] = {place: columns}
+    with pytest.raises(ValueError, match=f"lacks the columns \\['{missing}'\\]"):
+        _model("sdim")(replace(batch, **lacking))
+
+
+@pytest.mark.parametrize("encoder", HISTORY_ENCODERS)
+def test_a_cut_past_the_history_is_refused(encoder: str) -> None:
+    users = concatenate([random_user(seed, n_behaviours=9) for seed in range(2)])
+    past = replace(users, cuts=users.cuts.index_fill(0, torch.tensor([4]), 10))
+    with pytest.raises(ValueError, match=r"cuts\[4\] = 10 for user 0 with 9 behaviours"):
+        _model(encoder)(past)
 
 
 @pytest.mark.parametrize("name", ["type", "a.b", "forward", "päckung 1"])
@@ -152,6 +245,11 @@ def test_one_name_with_two_sizes_is_refused() -> None:
     )
     with pytest.raises(ValueError, match="'item' is declared twice"):
         ClickModel(spec, ClickModelSettings())
+
+
+def test_objects_without_features_are_refused() -> None:
+    with pytest.raises(ValueError, match="need one feature at least"):
+        ClickModel(FeatureSpec(behaviour=(), candidate=SPEC.candidate), ClickModelSettings())
 
 
 def test_counters_that_the_data_lacks_are_refused() -> None:

@@ -1,5 +1,8 @@
 """SDIM: hash-sampled attention over the whole history (arXiv 2205.10249)."""
 
+from collections.abc import Callable
+from typing import Self
+
 import torch
 from torch import Tensor
 
@@ -17,7 +20,8 @@ class HashSampledAttention(HistoryEncoder):
 
     Attributes:
         planes: `[D, M]` float32, drawn once from N(0, 1); a buffer, so the state dict carries it
-            and training, evaluation and serving hash alike.
+            and training, evaluation and serving hash alike. It stays float32 in a model that is
+            cast to another dtype: rounded planes would move vectors to other buckets.
     """
 
     planes: Tensor
@@ -26,7 +30,14 @@ class HashSampledAttention(HistoryEncoder):
         super().__init__()
         self.output_size = size
         self.tau = tau
-        self.register_buffer("planes", torch.randn(size, planes))
+        self.register_buffer("planes", torch.randn(size, planes, dtype=torch.float32))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        planes = self.planes
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.planes.dtype != planes.dtype:
+            self.planes = planes.to(self.planes.device)
+        return self
 
     def forward(self, users: EmbeddedUsers) -> Tensor:
         """Return `[Q, D]`."""
