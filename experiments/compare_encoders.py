@@ -18,9 +18,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from hashtab.features.dataset import Dataset
 from hashtab.models.ctr import ClickModelSettings
+from hashtab.pipelines.cluster import cluster
 from hashtab.pipelines.command_line import parse
 from hashtab.pipelines.driver import train_runs
-from hashtab.pipelines.ray_training import cluster
 from hashtab.pipelines.runs import Run
 from hashtab.pipelines.settings import TrainSettings
 from hashtab.pipelines.tracking import Tracking
@@ -66,7 +66,7 @@ def main() -> None:
         for name, model in VARIANTS.items()
         if not settings.only or name in settings.only
     }
-    with cluster(_train_settings(settings, ClickModelSettings(), 0.01, 0)):
+    with cluster(settings.workers, None):
         chosen = _tune(settings, variants)
         runs = {
             name: [_train_settings(settings, model, chosen[name], seed) for seed in settings.seeds]
@@ -113,7 +113,11 @@ def _tune(settings: CompareSettings, variants: dict[str, ClickModelSettings]) ->
 
 def _print_table(found: dict[str, list[Run]], chosen: dict[str, float]) -> None:
     columns = ("validation", "test", "test_uniform")
-    print(f"{'history encoder':<44}{'rate':>8}" + "".join(f"{c + ' gAUC':>24}" for c in columns))
+    print(
+        f"{'history encoder':<44}{'rate':>8}"
+        + "".join(f"{c + ' gAUC':>24}" for c in columns)
+        + f"{'seconds':>10}"
+    )
     for name, runs in found.items():
         cells = []
         for split in columns:
@@ -122,7 +126,7 @@ def _print_table(found: dict[str, list[Run]], chosen: dict[str, float]) -> None:
             cells.append(f"{mean(scores):.4f}{spread}")
         seconds = mean(run.result.seconds for run in runs)
         line = f"{name:<44}{chosen[name]:>8g}" + "".join(f"{cell:>24}" for cell in cells)
-        print(f"{line}{seconds:>8.0f} s")
+        print(f"{line}{seconds:>10.0f}")
 
 
 if __name__ == "__main__":

@@ -20,12 +20,13 @@ from hashtab.features.manifest import FILE, Manifest
 from hashtab.features.prepare import prepare
 from hashtab.models.ctr import ClickModelSettings
 from hashtab.pipelines.checkpoints import CheckpointError
+from hashtab.pipelines.cluster import cluster
 from hashtab.pipelines.command_line import SettingsError, parse
 from hashtab.pipelines.count_rule import RuleResult, apply_count_rule
 from hashtab.pipelines.driver import train_runs
+from hashtab.pipelines.places import shown
 from hashtab.pipelines.plots import plot_rivals
 from hashtab.pipelines.prepare import in_process
-from hashtab.pipelines.ray_training import cluster
 from hashtab.pipelines.report import next_commands, number, table
 from hashtab.pipelines.runs import Run
 from hashtab.pipelines.settings import OptimiserSettings, TrainSettings
@@ -92,9 +93,9 @@ def find(name: str, settings: TrainSettings, manifest: Manifest) -> Run:
     """Return a rival's run, and say so if it is not new."""
     run = Run.find_or_resume(settings, manifest)
     if run.published:
-        print(f"{name}: trained before, reused from {run.folder}", file=sys.stderr)
+        print(f"{name}: trained before, reused from {shown(run.folder)}", file=sys.stderr)
     elif run.begun:
-        print(f"{name}: goes on where it was stopped, {run.folder}", file=sys.stderr)
+        print(f"{name}: goes on where it was stopped, {shown(run.folder)}", file=sys.stderr)
     return run
 
 
@@ -104,7 +105,7 @@ def train_rivals(runs: dict[str, Run], manifest: Manifest, settings: DemoSetting
         return
     rivals = list(runs.values())
     tracking = Tracking(settings.tracking_uri, rivals[0].settings.experiment)
-    with cluster(rivals[0].settings):
+    with cluster(settings.workers, None):
         train_runs(rivals, manifest, tracking, apart=True)
     plots = rivals[0].folder.parent / "rivals"
     plot_rivals({name: run.result.metrics["test"] for name, run in runs.items()}, plots)
@@ -144,8 +145,9 @@ def compare(settings: DemoSettings) -> str:
             "",
             rivals_table(rule, runs),
             "",
-            *(f"{name:<22} run, model and plots in {run.folder}" for name, run in runs.items()),
-            f"{'rivals side by side':<22} {best.folder.parent / 'rivals'}",
+            "run, model and plots of each:",
+            *(f"  {name:<22} {shown(run.folder)}" for name, run in runs.items()),
+            f"  {'plots of all rivals':<22} {shown(best.folder.parent / 'rivals')}",
             "",
             *next_commands(settings.tracking_uri, own_log=True),
         ]

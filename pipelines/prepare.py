@@ -10,8 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-if not __package__:  # run as a script, perhaps from a checkout that is not installed
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+if __package__ in (None, ""):
+    # The package, and not this folder with its plain names, is what imports are to find.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from tqdm import tqdm
 
@@ -21,9 +22,9 @@ from hashtab.features.manifest import Manifest
 from hashtab.features.plain import did_you_mean
 from hashtab.features.prepare import RunShards, ShardTask, prepare
 from hashtab.features.schema import Schema
+from hashtab.pipelines.cluster import cluster
 from hashtab.pipelines.command_line import SettingsError, parse
-
-ROOT = Path(__file__).resolve().parent.parent
+from hashtab.pipelines.places import shown, this_python
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,28 +77,27 @@ def on_ray(workers: int, address: str | None) -> RunShards:
     """Return a runner of shards as Ray tasks, `workers` at a time; all see the output folder."""
 
     def run(task: ShardTask, shards: Iterable[int]) -> None:
-        import ray
-
-        if not ray.is_initialized():
-            # Workers on this machine find the package where this script found it.
-            environment = {"env_vars": {"PYTHONPATH": str(ROOT)}}
-            cpus = None if address else workers
-            ray.init(address=address or "local", num_cpus=cpus, runtime_env=environment)
-        remote = ray.remote(num_cpus=1, max_retries=3)(_call)
-        waiting = list(shards)
-        running: list[ray.ObjectRef] = []
-        with tqdm(total=len(waiting), desc="shards", unit="shard") as progress:
-            while waiting or running:
-                while waiting and len(running) < workers:
-                    running.append(remote.remote(task, waiting.pop(0)))
-                done, running = ray.wait(running)
-                try:
-                    ray.get(done)
-                except ray.exceptions.RayTaskError as error:
-                    raise error.cause from error
-                progress.update(len(done))
+        with cluster(workers, address):
+            _run_tasks(task, list(shards), workers)
 
     return run
+
+
+def _run_tasks(task: ShardTask, waiting: list[int], at_a_time: int) -> None:
+    import ray  # slow to import, and not needed by most
+
+    remote = ray.remote(num_cpus=1, max_retries=3)(_call)
+    running: list[ray.ObjectRef] = []
+    with tqdm(total=len(waiting), desc="shards", unit="shard") as progress:
+        while waiting or running:
+            while waiting and len(running) < at_a_time:
+                running.append(remote.remote(task, waiting.pop(0)))
+            done, running = ray.wait(running)
+            try:
+                ray.get(done)
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from error
+            progress.update(len(done))
 
 
 def report(manifest: Manifest, folder: Path, seconds: float) -> str:
@@ -116,8 +116,10 @@ def report(manifest: Manifest, folder: Path, seconds: float) -> str:
         )
     dropped = sum(manifest.duplicates.values())
     lines.append(f"duplicate rows dropped: {dropped:,}")
-    lines.append(f"{folder}: {size:,.0f} MB in {seconds:.1f} s, digest {manifest.digest[:12]}")
-    lines.append(f"next: python pipelines/train_sdim.py --data {folder}")
+    lines.append(
+        f"{shown(folder)}: {size:,.0f} MB in {seconds:.1f} s, digest {manifest.digest[:12]}"
+    )
+    lines.append(f"next: {this_python()} pipelines/train_sdim.py --data {shown(folder)}")
     return "\n".join(lines)
 
 

@@ -1,15 +1,11 @@
-"""Trainings on Ray Train: where its processes come from, and what each worker does.
+"""Trainings on Ray Train: what each worker does.
 
 Ray and the loop meet here only. The checkpoint is the loop's own file in the run's folder, so a
 worker that is started again, a driver that was killed and a training in this process all go on in
 the same way, and Ray's habit of resuming a run name silently never comes into play.
 """
 
-import json
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,65 +19,6 @@ from hashtab.pipelines.runs import Result, Run
 from hashtab.pipelines.saved_model import save_model
 from hashtab.pipelines.settings import TrainSettings
 from hashtab.pipelines.training import Training, train
-
-ROOT = Path(__file__).resolve().parent.parent
-# Bound to this address, a cluster of our own cannot be reached from outside this machine.
-LOOPBACK = "127.0.0.2"
-QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-}
-
-
-@contextmanager
-def cluster(settings: TrainSettings) -> Iterator[None]:
-    """Join the cluster that settings or environment name, or run one of our own meanwhile.
-
-    In a process that is connected to Ray already, that connection is used and left open.
-    """
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
-    if settings.workers == 0:
-        yield
-        return
-    import ray  # slow to import: --help and bad settings need not wait for it
-
-    if ray.is_initialized():
-        yield
-        return
-    common = {"logging_level": "ERROR", "log_to_driver": False}
-    if settings.address or "RAY_ADDRESS" in os.environ:
-        ray.init(address=settings.address, runtime_env=_source_to_send(), **common)
-    else:
-        # Inherited by Ray's processes, which would otherwise run an installed copy or none.
-        os.environ["PYTHONPATH"] = os.pathsep.join(
-            dict.fromkeys([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        )
-        ray.init(
-            address="local",
-            num_cpus=settings.workers * settings.threads,
-            include_dashboard=False,
-            object_store_memory=100 * 2**20,
-            _node_ip_address=LOOPBACK,
-            **common,
-        )
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _source_to_send() -> dict[str, str] | None:
-    """Return a runtime environment with this checkout, unless the job brought one already."""
-    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
-    checkout = (ROOT / "hashtab").is_dir() and (ROOT / "models").is_dir()
-    if not checkout or "working_dir" in job.get("runtime_env", {}):
-        return None
-    return {"working_dir": str(ROOT)}
 
 
 def fit(runs: Sequence[Run], *, apart: bool = False) -> None:
@@ -139,7 +76,8 @@ def _train_share(runs: list[Run], apart: bool) -> None:
             train_run(run, Ranks(device=device))
         return
     for run in runs:
-        train_run(run, Ranks(rank, size, device), in_step=True)
+        # In this process (workers = 0) there is no controller to report to.
+        train_run(run, Ranks(rank, size, device), in_step=run.settings.workers > 0)
 
 
 def _device(settings: TrainSettings) -> torch.device:

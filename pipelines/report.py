@@ -1,10 +1,8 @@
 """Tables and last lines that a script prints."""
 
-import shutil
-import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
+from hashtab.pipelines.places import installed, shown, this_python
 from hashtab.pipelines.runs import Result, Run
 
 _COLUMNS = ("gauc", "auc", "log_loss", "calibration_error")
@@ -63,9 +61,9 @@ def summary(run: Run, tracking_uri: str) -> str:
             "",
             result_table(result),
             "",
-            f"run    {run.folder}",
-            f"model  {run.model}",
-            f"plots  {run.plots}",
+            f"run    {shown(run.folder)}",
+            f"model  {shown(run.model)}",
+            f"plots  {shown(run.plots)}",
             f"MLflow {tracking_uri}, run {run.tracked_as}",
             "",
             *next_commands(tracking_uri),
@@ -78,23 +76,14 @@ def next_commands(tracking_uri: str, *, own_log: bool = False) -> list[str]:
     lines = [
         "next:",
         "  open the MLflow UI:",
-        f"    MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {_installed('mlflow')} ui "
+        f"    MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {installed('mlflow')} ui "
         f"--backend-store-uri {tracking_uri} --workers 1",
     ]
     if own_log:
-        python = _installed(Path(sys.executable).name)
+        python = this_python()
         lines += [
             "  train on your own log, declared in a schema (see README):",
             f"    {python} pipelines/prepare.py --schema my.yaml --output data/mine",
             f"    {python} pipelines/train_sdim.py --data data/mine",
         ]
     return lines
-
-
-def _installed(command: str) -> str:
-    """Name a command of this environment so that a shell in this folder finds it."""
-    path = Path(sys.executable).parent / command
-    if shutil.which(command) == str(path):
-        return command
-    here = Path.cwd()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hashtab.pipelines.checkpoints import Epoch
+from hashtab.pipelines.cluster import ROOT
 from hashtab.pipelines.command_line import SettingsError, flatten
-from hashtab.pipelines.ray_training import ROOT
 from hashtab.pipelines.runs import Result, Run
 
 if TYPE_CHECKING:

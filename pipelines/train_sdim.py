@@ -16,9 +16,9 @@ if __package__ in (None, ""):
 from hashtab.features.dataset import Dataset
 from hashtab.features.errors import DataError
 from hashtab.pipelines.checkpoints import CheckpointError
+from hashtab.pipelines.cluster import cluster
 from hashtab.pipelines.command_line import SettingsError, parse
 from hashtab.pipelines.driver import train_runs
-from hashtab.pipelines.ray_training import cluster
 from hashtab.pipelines.report import summary
 from hashtab.pipelines.runs import Run
 from hashtab.pipelines.settings import TrainSettings
@@ -42,7 +42,7 @@ def train(settings: TrainSettings) -> Run:
     run.check_resume()
     if not run.published:
         tracking = Tracking(settings.tracking_uri, settings.experiment)
-        with cluster(settings):
+        with cluster(settings.workers * settings.threads, settings.address):
             train_runs([run], manifest, tracking)
     return run
 

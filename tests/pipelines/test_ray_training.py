@@ -15,10 +15,10 @@ import pytest
 
 from hashtab.features.dataset import Dataset
 from hashtab.pipelines import demo, train_sdim
+from hashtab.pipelines.cluster import cluster
 from hashtab.pipelines.command_line import flatten
 from hashtab.pipelines.evaluation import predict
 from hashtab.pipelines.ranks import Ranks
-from hashtab.pipelines.ray_training import cluster
 from hashtab.pipelines.runs import Run
 from hashtab.pipelines.saved_model import load_model
 from hashtab.pipelines.settings import TrainSettings, identity
@@ -38,7 +38,7 @@ PATIENCE_S = 120
 
 @pytest.fixture(scope="module", autouse=True)
 def two_workers() -> Iterator[None]:
-    with cluster(TrainSettings(workers=2)):
+    with cluster(2, None):
         yield
 
 
