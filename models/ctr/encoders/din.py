@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import relu
 
 from hashtab.models.ctr.encoders.base import EmbeddedUsers, HistoryEncoder
 from hashtab.models.ctr.ragged import pairs, visible_range
@@ -11,7 +12,10 @@ class DeepInterest(HistoryEncoder):
     """Weight each recent behaviour by a small network of it and the candidate, and sum.
 
     The weights are not normalised (section 4.3 of the paper: the intensity of interest is kept).
-    Pairs of sample and behaviour are listed one by one, so there is no padding to mask.
+    The network reads candidate, behaviour, difference and product as in the paper. Its first layer
+    is linear: what concerns one of the two alone is computed once for each candidate and behaviour
+    and only the product's part for each pair. Pairs are listed one by one, so there is no padding
+    to mask.
 
     Args:
         size: length D of a behaviour's vector.
@@ -23,7 +27,10 @@ class DeepInterest(HistoryEncoder):
         super().__init__()
         self.output_size = size
         self.last = last
-        self.unit = nn.Sequential(nn.Linear(4 * size, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+        self.candidate = nn.Linear(size, hidden)
+        self.behaviour = nn.Linear(size, hidden, bias=False)
+        self.product = nn.Linear(size, hidden, bias=False)
+        self.weight = nn.Linear(hidden, 1)
 
     def forward(self, users: EmbeddedUsers) -> Tensor:
         """Return `[Q, D]`."""
@@ -31,7 +38,10 @@ class DeepInterest(HistoryEncoder):
             users.history_offsets, users.sample_offsets, users.cuts, self.last
         )
         sample, behaviour = pairs(begin, end)
-        s_PD, q_PD = users.behaviours[behaviour], users.candidates[sample]
-        weight_P1 = self.unit(torch.cat([q_PD, s_PD, q_PD - s_PD, q_PD * s_PD], dim=1))
-        weighted_PD = (weight_P1 * s_PD).to(users.candidates.dtype)
+        s_PD = users.behaviours.index_select(0, behaviour)
+        q_PD = users.candidates.index_select(0, sample)
+        hidden_PH = self.product(q_PD * s_PD)
+        hidden_PH = hidden_PH + self.candidate(users.candidates).index_select(0, sample)
+        hidden_PH = hidden_PH + self.behaviour(users.behaviours).index_select(0, behaviour)
+        weighted_PD = (self.weight(relu(hidden_PH)) * s_PD).to(users.candidates.dtype)
         return torch.zeros_like(users.candidates).index_add(0, sample, weighted_PD)
