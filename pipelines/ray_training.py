@@ -5,6 +5,7 @@ worker that is started again, a driver that was killed and a training in this pr
 the same way, and Ray's habit of resuming a run name silently never comes into play.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,6 +37,7 @@ def fit(runs: Sequence[Run], *, apart: bool = False) -> None:
     from ray.train.torch import TorchTrainer
 
     settings = runs[0].settings
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
     result = TorchTrainer(
         _work,
         train_loop_config={"runs": list(runs), "apart": apart},
