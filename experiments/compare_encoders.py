@@ -25,7 +25,7 @@ from hashtab.pipelines.runs import Run
 from hashtab.pipelines.settings import TrainSettings
 from hashtab.pipelines.tracking import Tracking
 
-VARIANTS = {
+ENCODERS = {
     "no history": ClickModelSettings(encoder="none"),
     "mean pooling": ClickModelSettings(encoder="mean"),
     "DIN, last 50": ClickModelSettings(encoder="din"),
@@ -33,6 +33,9 @@ VARIANTS = {
     "exact attention, all": ClickModelSettings(encoder="full_target_attention"),
     "SDIM": ClickModelSettings(encoder="sdim"),
     "SDIM + exact attention, last 50": ClickModelSettings(encoder="sdim_long_short"),
+}
+VARIANTS = ENCODERS | {
+    f"{name} + counters": replace(model, counters=True) for name, model in ENCODERS.items()
 }
 
 
@@ -52,7 +55,7 @@ class CompareSettings:
     data: str = "data/complete_journey"
     storage: str = "runs/compare_encoders"
     seeds: tuple[int, ...] = (0, 1, 2)
-    embedding_learning_rates: tuple[float, ...] = (5e-3, 1e-2, 2e-2)
+    embedding_learning_rates: tuple[float, ...] = (5e-3, 1e-2, 2e-2, 4e-2)
     workers: int = 2
     only: tuple[str, ...] = ()
 
@@ -61,8 +64,7 @@ def main() -> None:
     """Tune on validation, train with all seeds, print one table."""
     settings = parse(CompareSettings, None, __doc__)
     variants = {
-        f"{name}{' + counters' if counters else ''}": replace(model, counters=counters)
-        for counters in (False, True)
+        name: model
         for name, model in VARIANTS.items()
         if not settings.only or name in settings.only
     }

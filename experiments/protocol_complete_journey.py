@@ -20,8 +20,8 @@ from hashtab.features.metrics import Metrics, auc
 
 def main(folder: Path) -> None:
     dataset = Dataset.open(folder)
-    catalogue = pyarrow.feather.read_table(folder / "tables" / "catalogue.arrow")
-    count = catalogue["_train_count"].to_numpy()
+    popularity = pyarrow.feather.read_table(folder / "tables" / "popularity.arrow")
+    count = popularity["_train_count"].to_numpy()
     print(f"{'split':<20}{'samples':>10}{'popularity AUC':>16}{'rule gAUC':>12}{'rule AUC':>10}")
     for split, info in dataset.manifest.splits.items():
         rule = Metrics(probabilities=False)

@@ -28,6 +28,7 @@ from hashtab.features.samples import TIME_FEATURE_SIZES
 from hashtab.features.schema import Schema
 from hashtab.features.shards import ShardRecord, prepare_shard, split_names
 from hashtab.features.sources import SourceFile
+from hashtab.features.statistics import write_statistics
 from hashtab.features.storage import TEMPORARY, map_arrow, write_text
 from hashtab.features.tables import write_tables
 from hashtab.features.validation import check
@@ -78,6 +79,7 @@ def prepare(
             check(schema)
             write_tables(schema, folder)
             partition(schema, folder, shards)
+            write_statistics(schema, folder, shards)
             run_shards(partial(prepare_shard, schema, folder), range(shards))
             write_text(folder / FILE, _manifest(schema, folder, files, shards).to_json())
         _clear(folder)

@@ -11,8 +11,9 @@ from hashtab.features.encoders import FIRST_ID
 from hashtab.features.negatives import Candidates
 from hashtab.features.schema import Negatives, Schema
 from hashtab.features.sources import LABEL, PERIOD, SESSION, SPLIT, TIME
+from hashtab.features.statistics import FIRST_TIME, TRAIN_COUNT
 from hashtab.features.storage import Array, map_arrow
-from hashtab.features.tables import FIRST_TIME, INDEX, KEY, ROW, TRAIN_COUNT
+from hashtab.features.tables import INDEX, KEY, ROW
 
 _HOUR_US = 3_600_000_000
 _DAY_US = 24 * _HOUR_US
@@ -51,15 +52,15 @@ class ExposureRule:
 
     def __init__(self, schema: Schema, folder: Path) -> None:
         self.schema = schema
-        catalogue = map_arrow(folder / "tables" / "catalogue.arrow")
-        self.train_counts = catalogue[TRAIN_COUNT]
+        popularity = map_arrow(folder / "tables" / "popularity.arrow")
+        self.train_counts = popularity[TRAIN_COUNT]
         self.pool = map_arrow(folder / "work" / "pool.arrow") if schema.pool else None
         if self.pool is not None:
-            self.candidates = Candidates(self.pool["row"], self.pool["until"])
+            self.candidates = Candidates.of(self.pool["row"], self.train_counts)
             return
         known = np.flatnonzero(self.train_counts > 0)
-        by_age = known[np.argsort(catalogue[FIRST_TIME][known], kind="stable")]
-        self.first_times = catalogue[FIRST_TIME][by_age]
+        by_age = known[np.argsort(popularity[FIRST_TIME][known], kind="stable")]
+        self.first_times = popularity[FIRST_TIME][by_age]
         self.candidates = Candidates.of(by_age, self.train_counts)
 
     def requested(self, behaviours: pl.DataFrame) -> pl.DataFrame:

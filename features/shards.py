@@ -12,7 +12,7 @@ from hashtab.features import encoders
 from hashtab.features.counters import count_before
 from hashtab.features.encoders import UNKNOWN_ID, Scaler
 from hashtab.features.manifest import SplitInfo
-from hashtab.features.partition import read_part
+from hashtab.features.partition import read_rows
 from hashtab.features.samples import (
     TIME_FEATURE_SIZES,
     ExposureRule,
@@ -22,7 +22,7 @@ from hashtab.features.samples import (
 from hashtab.features.schema import SPLITS, Schema
 from hashtab.features.sources import LABEL, SPLIT, TIME, sha256
 from hashtab.features.storage import Array, frame_of, map_arrow, write_arrow, write_text
-from hashtab.features.tables import HASH, INDEX, ROW, TRAIN_COUNT
+from hashtab.features.tables import HASH, INDEX, ROW
 
 ITEM_COUNT = "item_count"
 
@@ -112,17 +112,15 @@ class _ShardWriter:
         )
 
     def _read(self, name: str) -> pl.DataFrame:
-        """Rows of a log, each event once: an exact duplicate row is an event delivered twice."""
-        part = read_part(self.folder, name, self.shard)
-        if part is None:
-            part = self._empty(name)
-        once = part.unique()
-        self.duplicates[name] = part.height - once.height
-        return once
-
-    def _empty(self, name: str) -> pl.DataFrame:
-        some = next((self.folder / "work" / name).glob("*/*"))
-        return pl.read_ipc(some).clear()
+        """Events of a log: an exact duplicate row is an event delivered twice and kept once."""
+        rows = read_rows(self.folder, name, self.shard)
+        once = rows.unique()
+        self.duplicates[name] = rows.height - once.height
+        return once.with_columns(
+            encoder.encode(pl.col(name)).alias(name)
+            for name, encoder in self.encoders.items()
+            if isinstance(encoder, Scaler) and name in once.columns
+        )
 
     def _samples(self, log: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame]]:
         if self.schema.exposures is not None:
@@ -175,7 +173,7 @@ class _ShardWriter:
         Two items of unknown type are not of one type: 0 stands for a value that was never met.
         """
         if name == self.schema.item_name:
-            return np.arange(1, len(self.catalogue[TRAIN_COUNT]) + 1)
+            return np.arange(1, len(self.catalogue[name]) + 1)
         ids = self.catalogue[name].astype(np.int64)
         return np.where(ids == UNKNOWN_ID, 0, ids)
 

@@ -3,38 +3,37 @@
 import hashlib
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 
 from hashtab.features import encoders, sources
 from hashtab.features.encoders import Encoder
 from hashtab.features.schema import Pool, Schema
-from hashtab.features.sources import ITEM, SPLIT, TIME, USER
+from hashtab.features.sources import ITEM, SPLIT, USER
 from hashtab.features.storage import write_arrow, write_text
 
 ROW, INDEX, HASH, KEY = "_row", "_index", "_hash", "_key"
-TRAIN_COUNT, FIRST_TIME = "_train_count", "_first_time"
 
 
 def write_tables(schema: Schema, folder: Path) -> None:
-    """Write users, catalogue and encoders to `tables/`, and the pool, if declared, to `work/`.
+    """Write users and catalogue to `tables/`; encoders and the pool, if declared, to `work/`.
 
     Does nothing where they are complete. Encoders learn from rows of training time only; catalogue
-    rows and user indices are in the order of the values, so that no order of the input shows.
+    rows and user indices are in the order of the values, so that no order of the input shows. The
+    numeric features of a log are learned later, by `write_statistics`.
     """
-    tables = folder / "tables"
-    if (tables / "encoders.json").exists():  # written last
+    if (folder / "work" / "encoders.json").exists():  # written last
         return
     behaviours = sources.behaviours(schema)
     requests = sources.read_log(schema, sources.requests_log(schema))
     logs = [behaviours] if schema.exposures is None else [behaviours, requests]
-    write_arrow(tables / "users.arrow", _users(logs))
-    items, learned = _catalogue(schema, logs)
-    write_arrow(tables / "catalogue.arrow", items)
-    learned |= _log_encoders(schema, behaviours, requests)
+    trained = pl.concat([_distinct(_training(log), ITEM) for log in logs]).unique()
+    write_arrow(folder / "tables" / "users.arrow", _users(logs))
+    items, learned = _catalogue(schema, logs, trained)
+    write_arrow(folder / "tables" / "catalogue.arrow", items)
+    learned |= _log_vocabularies(schema, behaviours, requests)
     if schema.pool is not None:
-        learned |= _write_pool(schema.pool, behaviours, items, folder / "work")
-    write_text(tables / "encoders.json", encoders.to_json(learned))
+        learned |= _write_pool(schema.pool, behaviours, items, trained, folder / "work")
+    write_text(folder / "work" / "encoders.json", encoders.to_json(learned))
 
 
 def _users(logs: list[pl.LazyFrame]) -> pl.DataFrame:
@@ -53,15 +52,14 @@ def _distinct(log: pl.LazyFrame, column: str) -> pl.Series:
     return log.select(column).unique().collect(engine="streaming").to_series()
 
 
-def _catalogue(schema: Schema, logs: list[pl.LazyFrame]) -> tuple[pl.DataFrame, dict[str, Encoder]]:
+def _catalogue(
+    schema: Schema, logs: list[pl.LazyFrame], trained: pl.Series
+) -> tuple[pl.DataFrame, dict[str, Encoder]]:
     seen = pl.concat([_distinct(log, ITEM) for log in logs])
-    trained = pl.concat([_distinct(_training(log), ITEM) for log in logs])
     described = sources.items(schema)
     features = None if described is None else described.collect(engine="streaming")
     every = seen if features is None else pl.concat([seen, features[ITEM]])
-    catalogue = pl.DataFrame([every.unique().sort()]).join(
-        _popularity(logs[0]), on=ITEM, how="left", maintain_order="left"
-    )
+    catalogue = pl.DataFrame([every.unique().sort()])
     if features is not None:
         catalogue = catalogue.join(features, on=ITEM, how="left", maintain_order="left")
     known = catalogue.filter(pl.col(ITEM).is_in(trained.implode()))
@@ -72,53 +70,33 @@ def _catalogue(schema: Schema, logs: list[pl.LazyFrame]) -> tuple[pl.DataFrame, 
         name: learned[name].encode(pl.col(name)) for name in learned if name != schema.item_name
     }
     columns = {schema.item_name: learned[schema.item_name].encode(pl.col(ITEM)), **encoded}
-    return (
-        catalogue.select(
-            ITEM,
-            pl.col(TRAIN_COUNT).fill_null(0).cast(pl.Int64),
-            pl.col(FIRST_TIME).fill_null(np.iinfo(np.int64).max),
-            **columns,
-        ),
-        learned,
-    )
+    return catalogue.select(ITEM, **columns), learned
 
 
 def _training(log: pl.LazyFrame) -> pl.LazyFrame:
     return log.filter(pl.col(SPLIT) == 0)
 
 
-def _popularity(behaviours: pl.LazyFrame) -> pl.DataFrame:
-    counts = (
-        _training(behaviours)
-        .unique()  # an event delivered twice is one event
-        .group_by(ITEM)
-        .agg(pl.len().alias(TRAIN_COUNT), pl.col(TIME).min().alias(FIRST_TIME))
-    )
-    return counts.collect(engine="streaming")
-
-
-def _log_encoders(
+def _log_vocabularies(
     schema: Schema, behaviours: pl.LazyFrame, requests: pl.LazyFrame
 ) -> dict[str, Encoder]:
-    """One encoder a name, over all training rows in which the name appears."""
-    places = [
-        ("categorical", schema.side_categorical, behaviours),
-        ("numeric", schema.side_numeric, behaviours),
-        ("categorical", schema.context.categorical, requests),
-        ("numeric", schema.context.numeric, requests),
-    ]
-    values: dict[tuple[str, str], list[pl.Series]] = {}
-    for kind, names, log in places:
+    """One vocabulary a name, over all training rows in which the name appears."""
+    values: dict[str, list[pl.Series]] = {}
+    for names, log in (
+        (schema.side_categorical, behaviours),
+        (schema.context.categorical, requests),
+    ):
         for name in names:
-            rows = _training(log)
-            column = rows.select(name).unique() if kind == "categorical" else rows.unique()
-            found = column.select(name).collect(engine="streaming").to_series()
-            values.setdefault((name, kind), []).append(found)
-    return {name: encoders.fit(kind, series) for (name, kind), series in values.items()}
+            values.setdefault(name, []).append(_distinct(_training(log), name))
+    return {name: encoders.fit("categorical", series) for name, series in values.items()}
 
 
 def _write_pool(
-    declared: Pool, behaviours: pl.LazyFrame, items: pl.DataFrame, folder: Path
+    declared: Pool,
+    behaviours: pl.LazyFrame,
+    items: pl.DataFrame,
+    trained: pl.Series,
+    folder: Path,
 ) -> dict[str, Encoder]:
     """Write the pool as one sorted array of codes: key times catalogue length plus catalogue row.
 
@@ -133,13 +111,13 @@ def _write_pool(
         .with_row_index(KEY)
         .cast({KEY: pl.Int64})
     )
-    rows = items.with_row_index(ROW).filter(pl.col(TRAIN_COUNT) > 0).select(ITEM, ROW)
+    rows = items.with_row_index(ROW).filter(pl.col(ITEM).is_in(trained.implode()))
     code = pl.col(KEY) * items.height + pl.col(ROW)
     names = [*declared.categorical, *declared.numeric]
     shown = (
         sources.pool(declared)
         .join(keys.lazy(), on=declared.on)
-        .join(rows.lazy(), on=ITEM)
+        .join(rows.lazy().select(ITEM, ROW), on=ITEM)
         .select(code.alias("code"), SPLIT, *names)
         .collect(engine="streaming")
     )
@@ -154,7 +132,6 @@ def _write_pool(
         .filter(pl.col("code") != pl.col("code").shift(1).fill_null(-1))
     )
     row = (encoded["code"] % items.height).cast(pl.Int32)
-    until = pl.Series(np.cumsum(items[TRAIN_COUNT].to_numpy()[row.to_numpy()]))
     write_arrow(folder / "pool_keys.arrow", keys.drop(SPLIT))
-    write_arrow(folder / "pool.arrow", encoded.with_columns(row=row, until=until))
+    write_arrow(folder / "pool.arrow", encoded.with_columns(row=row))
     return learned

@@ -20,3 +20,8 @@ def installed(command: str) -> str:
 def this_python() -> str:
     """Name the running interpreter in the same way."""
     return installed(Path(sys.executable).name)
+
+
+def python_script(name: str) -> str:
+    """Name the command that runs one of this folder's scripts."""
+    return f"{this_python()} {shown(Path(__file__).resolve().with_name(name))}"

@@ -24,7 +24,7 @@ from hashtab.features.prepare import RunShards, ShardTask, prepare
 from hashtab.features.schema import Schema
 from hashtab.pipelines.cluster import cluster
 from hashtab.pipelines.command_line import SettingsError, parse
-from hashtab.pipelines.places import shown, this_python
+from hashtab.pipelines.places import python_script, shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,7 @@ def report(manifest: Manifest, folder: Path, seconds: float) -> str:
     lines.append(
         f"{shown(folder)}: {size:,.0f} MB in {seconds:.1f} s, digest {manifest.digest[:12]}"
     )
-    lines.append(f"next: {this_python()} pipelines/train_sdim.py --data {shown(folder)}")
+    lines.append(f"next: {python_script('train_sdim.py')} --data {shown(folder)}")
     return "\n".join(lines)
 
 

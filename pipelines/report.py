@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from hashtab.pipelines.places import installed, shown, this_python
+from hashtab.pipelines.places import installed, python_script, shown
 from hashtab.pipelines.runs import Result, Run
 
 _COLUMNS = ("gauc", "auc", "log_loss", "calibration_error")
@@ -80,10 +80,9 @@ def next_commands(tracking_uri: str, *, own_log: bool = False) -> list[str]:
         f"--backend-store-uri {tracking_uri} --workers 1",
     ]
     if own_log:
-        python = this_python()
         lines += [
             "  train on your own log, declared in a schema (see README):",
-            f"    {python} pipelines/prepare.py --schema my.yaml --output data/mine",
-            f"    {python} pipelines/train_sdim.py --data data/mine",
+            f"    {python_script('prepare.py')} --schema my.yaml --output data/mine",
+            f"    {python_script('train_sdim.py')} --data data/mine",
         ]
     return lines

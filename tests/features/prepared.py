@@ -41,7 +41,9 @@ def _raw(folder: Path, frame: pl.DataFrame, ordered: bool = True) -> pl.DataFram
 
 
 def catalogue(folder: Path) -> pl.DataFrame:
-    return pl.read_ipc(folder / "tables" / "catalogue.arrow")
+    """Items with their encoded features and their popularity."""
+    tables = [pl.read_ipc(folder / "tables" / f"{n}.arrow") for n in ("catalogue", "popularity")]
+    return pl.concat(tables, how="horizontal")
 
 
 def tree(folder: Path) -> dict[str, bytes]:

@@ -14,7 +14,8 @@ from hashtab.features.errors import DataError
 from hashtab.features.metrics import auc
 from tests.features import prepared
 
-KUAIRAND = Path(__file__).resolve().parents[3] / "shared" / "data" / "kuairand"
+# Where `prepare.py --dataset kuairand` expects the real files.
+KUAIRAND = Path(__file__).resolve().parents[2] / "data" / "raw" / "kuairand"
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,11 @@ def declared(tmp_path: Path) -> Path:
 def test_ones_own_log_from_yaml_to_batches(declared: Path, tmp_path: Path) -> None:
     done = run("--schema", str(declared), "--shards", "3", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "next: python pipelines/train_sdim.py --data data/feed" in done.stdout
+    (following,) = [line for line in done.stdout.splitlines() if line.startswith("next: ")]
+    command = following.removeprefix("next: ").split()
+    assert command[-2:] == ["--data", "data/feed"]
+    pasted = subprocess.run([*command, "--help"], cwd=tmp_path, capture_output=True, text=True)
+    assert pasted.returncode == 0, pasted.stderr
     dataset = Dataset.open(tmp_path / "data" / "feed")
     assert f"{dataset.manifest.splits['test'].samples:,}" in done.stdout
     assert sum(len(b.labels) for b in dataset.batches("train", 200)) > 0
