@@ -92,6 +92,28 @@ def check_offsets(name: str, offsets: Tensor, n: int, rows: str) -> None:
         )
 
 
+def check_lengths(lengths: Tensor | None, limit: int) -> None:
+    """Refuse lengths outside 0 .. limit; None stands for no padding."""
+    if lengths is None:
+        return
+    wrong = (lengths < 0) | (lengths > limit)
+    if bool(wrong.any()):
+        raise ValueError(f"lengths must lie within 0 .. {limit}, got {lengths[wrong].tolist()[:5]}")
+
+
+def check_codes(name: str, codes: Tensor, shape: tuple[int, ...], buckets: int) -> None:
+    """Refuse codes that are not int32 of `shape` within [0, buckets), for they are addresses."""
+    if codes.dtype != torch.int32:
+        raise TypeError(f"{name} must be int32, got {codes.dtype}")
+    if codes.shape != shape:
+        raise ValueError(f"{name} must be of shape {shape}, got {tuple(codes.shape)}")
+    if codes.numel() == 0:
+        return
+    low, high = (int(bound) for bound in codes.aminmax())
+    if low < 0 or high >= buckets:
+        raise ValueError(f"{name} must lie within [0, {buckets}), got {low} .. {high}")
+
+
 def check_cuts(offsets: Tensor, cuts: Tensor, user: Tensor) -> None:
     """Refuse cuts outside their user's history, or that fall within a user.
 

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ class NativeUnavailableError(RuntimeError):
 def cache_folder() -> Path:
     """Return the folder of compiled code: $HASHTAB_CACHE_DIR, else the user's cache folder."""
     if chosen := os.environ.get(CACHE_VARIABLE):
-        return Path(chosen)
+        return Path(chosen).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "hashtab"
 
@@ -43,16 +44,20 @@ def load(source: Path) -> ctypes.CDLL:
     Raises:
         NativeUnavailableError: no compiler, a failed build, or a cache that cannot be written.
     """
-    compiler = _compiler()
-    library = cache_folder() / f"{source.parent.name}-{_digest(source, compiler)}.so"
     try:
-        if not library.exists():
-            _compile(compiler, source, library)
+        compiler = _compiler()
+        library = cache_folder() / f"{source.parent.name}-{_digest(source, compiler)}.so"
+        if library.exists():
+            with suppress(OSError):  # a damaged file is built again
+                return ctypes.CDLL(str(library))
+        _compile(compiler, source, library)
         return ctypes.CDLL(str(library))
-    except OSError as error:
+    except NativeUnavailableError:
+        raise
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
         raise NativeUnavailableError(
-            f"the compiled code cannot be kept or loaded: {error}; "
-            f"set {CACHE_VARIABLE} to a folder that can be written to and executed from"
+            f"code cannot be compiled, kept or loaded: {error}; set CC to a compiler, and "
+            f"{CACHE_VARIABLE} to a folder that can be written to and executed from"
         ) from error
 
 
@@ -110,7 +115,7 @@ def _cpu() -> str:
 
 
 def _compile(compiler: str, source: Path, library: Path) -> None:
-    library.parent.mkdir(parents=True, exist_ok=True)
+    library.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent, prefix=".build-") as folder:
         built = Path(folder) / library.name
         command = [compiler, *FLAGS, str(source), "-o", str(built), "-lm"]
@@ -119,4 +124,6 @@ def _compile(compiler: str, source: Path, library: Path) -> None:
             raise NativeUnavailableError(
                 f"`{' '.join(command)}` failed: {result.stderr.strip()[-500:]}"
             )
+        with built.open("rb") as file:
+            os.fsync(file.fileno())  # half a library would end the process that loads it
         built.replace(library)

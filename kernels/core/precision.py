@@ -1,5 +1,6 @@
 """Number formats: what sums are kept in, and a matrix product that is float32 for certain."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# The settings are the process's, so one thread at a time changes and restores them.
+_SETTINGS = threading.Lock()
 _mkldnn: Any = torch.backends.mkldnn  # its `matmul` is unknown to type checkers
 
 
@@ -24,11 +27,12 @@ def float32_product(x: Tensor, planes: Tensor) -> Tensor:
 @contextmanager
 def _ieee_matmul() -> Iterator[None]:
     backends: tuple[Any, ...] = (torch.backends.cuda.matmul, _mkldnn.matmul)
-    before = [backend.fp32_precision for backend in backends]
-    try:
-        for backend in backends:
-            backend.fp32_precision = "ieee"
-        yield
-    finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision
+    with _SETTINGS:
+        before = [backend.fp32_precision for backend in backends]
+        try:
+            for backend in backends:
+                backend.fp32_precision = "ieee"
+            yield
+        finally:
+            for backend, precision in zip(backends, before, strict=True):
+                backend.fp32_precision = precision

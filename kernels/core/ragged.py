@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from hashtab.kernels.core.checks import check_lengths
+
 
 def to_ragged(padded: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """Drop the padding of a batch of histories.
@@ -26,9 +28,7 @@ def to_ragged(padded: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     if lengths.dtype != torch.int64:
         raise TypeError(f"lengths must be int64, got {lengths.dtype}")
     limit = padded.shape[1]
-    wrong = (lengths < 0) | (lengths > limit)
-    if bool(wrong.any()):
-        raise ValueError(f"lengths must lie within 0 .. {limit}, got {lengths[wrong].tolist()[:5]}")
+    check_lengths(lengths, limit)
     valid = torch.arange(limit, device=padded.device) < lengths[:, None]
     offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
     return padded[valid], offsets

@@ -1,15 +1,16 @@
-"""Exact softmax target attention over long histories, the public functions.
+"""Exact softmax attention over long histories and in sliding windows, the public functions.
 
-All functions take `impl`: `"blocked"` (matrix products of one user's blocks, flat memory),
-`"reference"` (the padded definition) or `"auto"`, which is `"blocked"`; they give the same result
-up to rounding. Queries, keys and values may be float16, bfloat16, float32 or float64; scores and
-sums are float32 (float64 for float64 values), also under autocast.
+All functions take `impl`: `"blocked"` (matrix products of blocks of queries, flat memory),
+`"reference"` (the definition over all pairs) or `"auto"`, which is `"blocked"`; they give the same
+result up to rounding. Queries, keys and values may be float16, bfloat16, float32 or float64; scores
+and sums are float32 (float64 for float64 values), also under autocast.
 """
 
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from hashtab.kernels.core import checks
 from hashtab.kernels.core.library import apply
@@ -101,18 +102,99 @@ def target_attention_at(
         TypeError: a dtype is wrong.
         ValueError: shapes, offsets, cuts or last are wrong.
     """
-    if impl not in get_args(Impl):
-        raise ValueError(f"impl must be one of {get_args(Impl)}, got {impl=}")
-    # A view, for torch.compile refuses one tensor in two places of an autograd.Function.
-    keys = values.view_as(values) if keys is None else keys
+    _check_impl(impl)
+    # Views, for torch.compile refuses one tensor in two places of an autograd.Function.
+    keys = values.view_as(values) if keys is None or keys is values else keys
+    queries = queries.view_as(queries) if queries is values or queries is keys else queries
     _check_rows(queries, keys, values, offsets)
     checks.check_queries(queries, query_offsets, cuts, offsets, queries.shape[1], last)
-    checks.check_same_device(queries=queries, keys=keys, values=values, offsets=offsets, cuts=cuts)
+    checks.check_same_device(
+        queries=queries,
+        query_offsets=query_offsets,
+        cuts=cuts,
+        keys=keys,
+        values=values,
+        offsets=offsets,
+    )
     scale = queries.shape[1] ** -0.5 if scale is None else scale
     arguments = (queries, query_offsets, cuts, keys, values, offsets, scale, last)
     if impl == "reference":
         return _reference(*arguments)
     return apply(_AttendAt, *arguments).to(values.dtype)
+
+
+def window_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    window: int,
+    causal: bool,
+    lengths: Tensor | None = None,
+    scale: float | None = None,
+    impl: Impl = "auto",
+) -> Tensor:
+    """Return softmax attention of each position over those less than `window` away.
+
+    Args:
+        q: `[B, T, H, D]`, queries.
+        k: `[B, T, H, D]`, keys.
+        v: `[B, T, H, Dv]`, values.
+        window: positions that a query sees at most on each side, its own included: with
+            `causal` t - window + 1 .. t, else t - window + 1 .. t + window - 1.
+        causal: whether later positions are hidden.
+        lengths: `[B]` int64, positions of each sequence that are no padding; None for all.
+        scale: factor of the scores; 1 / sqrt(D) when None.
+        impl: which implementation; see the module.
+
+    Returns:
+        `[B, T, H, Dv]` in the dtype of `v`; zeros, with zero gradient, at padding.
+
+    Raises:
+        TypeError: a dtype is wrong.
+        ValueError: shapes, lengths or window are wrong.
+    """
+    _check_impl(impl)
+    # Views, for torch.compile refuses one tensor in two places of an autograd.Function.
+    k = k.view_as(k) if k is q else k
+    v = v.view_as(v) if v is q or v is k else v
+    _check_window(q, k, v, window, lengths)
+    scale = q.shape[3] ** -0.5 if scale is None else scale
+    if impl == "reference":
+        checks.check_lengths(lengths, q.shape[1])
+        real = sums_dtype(v.dtype)
+        with torch.autocast(v.device.type, enabled=False):
+            out = reference.window_attention(
+                q.to(real), k.to(real), v.to(real), window, causal, lengths, scale
+            )
+        return out.to(v.dtype)
+    return apply(_Window, q, k, v, window, causal, lengths, scale).to(v.dtype)
+
+
+def _check_impl(impl: str) -> None:
+    if impl not in get_args(Impl):
+        raise ValueError(f"impl must be one of {get_args(Impl)}, got {impl=}")
+
+
+def _check_window(q: Tensor, k: Tensor, v: Tensor, window: int, lengths: Tensor | None) -> None:
+    checks.check_rows("q", q, "[B, T, H, D]")
+    checks.check_rows("k", k, "[B, T, H, D]", q.shape[3])
+    checks.check_rows("v", v, "[B, T, H, Dv]")
+    if q.shape != k.shape or q.shape[:3] != v.shape[:3]:
+        raise ValueError(
+            "q, k and v must agree in B, T and H, "
+            f"got {tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}"
+        )
+    if window < 1:
+        raise ValueError(f"window must be at least 1, got {window=}")
+    checks.check_same_device(q=q, k=k, v=v)
+    if lengths is not None:
+        checks.check_index("lengths", lengths)
+        checks.check_same_device(q=q, lengths=lengths)
+        if lengths.shape != q.shape[:1]:
+            raise ValueError(
+                f"lengths must be [B] for B = {q.shape[0]}, got {tuple(lengths.shape)}"
+            )
 
 
 def _reference(
@@ -160,6 +242,7 @@ class _AttendAt(torch.autograd.Function):
         return result
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         _, _, queries, _, _, keys, values, _ = ctx.saved_tensors
         grad_queries, grad_keys, grad_values = _hashtab.dense_attend_at_backward(
@@ -175,3 +258,24 @@ class _AttendAt(torch.autograd.Function):
             None,
             None,
         )
+
+
+class _Window(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        q, k, v, window, causal, lengths, scale = arguments
+        out, log_sums = _hashtab.dense_window(*arguments)
+        ctx.save_for_backward(out, log_sums, q, k, v, lengths)
+        ctx.settings = (window, causal, scale)
+        result: Tensor = out
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        out, log_sums, q, k, v, lengths = ctx.saved_tensors
+        window, causal, scale = ctx.settings
+        grad_q, grad_k, grad_v = _hashtab.dense_window_backward(
+            grads[0], out, log_sums, q, k, v, window, causal, lengths, scale
+        )
+        return grad_q.to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype), None, None, None, None

@@ -111,9 +111,10 @@ def attend_at_backward(
     last: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of queries `[Q, D]`, keys `[N, D]` and values `[N, Dv]`."""
-    grad_queries = torch.zeros_like(queries)
-    grad_keys = torch.zeros_like(keys)
-    grad_values = torch.zeros_like(values)
+    # Contiguous, whatever the strides of the inputs: that is what the fake results promise.
+    grad_queries = queries.new_zeros(queries.shape)
+    grad_keys = keys.new_zeros(keys.shape)
+    grad_values = values.new_zeros(values.shape)
     scaled = queries * scale
     along = (grad * interest).sum(1, keepdim=True)
     for block in _blocks(query_offsets, cuts, offsets, last):

@@ -9,7 +9,8 @@ from hashtab.kernels.core import checks
 from hashtab.kernels.core.library import register
 from hashtab.kernels.core.precision import sums_dtype
 from hashtab.kernels.core.ragged import segment_of
-from hashtab.kernels.dense import blocked
+from hashtab.kernels.dense import blocked, windowed
+from hashtab.kernels.dense.windowed import Window
 
 
 def _attend_at(
@@ -96,6 +97,64 @@ def _attend_at_backward_fake(
     )
 
 
+def _window(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int,
+    causal: bool,
+    lengths: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    checks.check_lengths(lengths, q.shape[1])
+    q, k, v = map(_heads_first, (q, k, v))
+    with torch.autocast(v.device.type, enabled=False):
+        out, log_sums = windowed.attend(q, k, v, Window(window, causal, lengths), scale)
+    return out.transpose(1, 2).contiguous(), log_sums
+
+
+def _heads_first(x: Tensor) -> Tensor:
+    return x.to(sums_dtype(x.dtype)).transpose(1, 2)
+
+
+def _window_fake(q: Tensor, _k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    real = sums_dtype(v.dtype)
+    log_sums = v.new_empty(q.shape[0], q.shape[2], q.shape[1], dtype=real)
+    return v.new_empty(v.shape, dtype=real), log_sums
+
+
+def _window_backward(
+    grad: Tensor,
+    out: Tensor,
+    log_sums: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int,
+    causal: bool,
+    lengths: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad, out, q, k, v = map(_heads_first, (grad, out, q, k, v))
+    with torch.autocast(v.device.type, enabled=False):
+        grads = windowed.attend_backward(
+            grad, out, log_sums, q, k, v, Window(window, causal, lengths), scale
+        )
+    grad_q, grad_k, grad_v = (x.transpose(1, 2).contiguous() for x in grads)
+    return grad_q, grad_k, grad_v
+
+
+def _window_backward_fake(
+    _grad: Tensor, _out: Tensor, _log_sums: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    real = sums_dtype(v.dtype)
+    return (
+        q.new_empty(q.shape, dtype=real),
+        k.new_empty(k.shape, dtype=real),
+        v.new_empty(v.shape, dtype=real),
+    )
+
+
 _SCHEMA = (
     "Tensor queries, Tensor query_offsets, Tensor cuts, Tensor keys, Tensor values, "
     "Tensor offsets, float scale, int? last"
@@ -107,4 +166,14 @@ register(
     f"(Tensor grad, Tensor interest, Tensor log_sums, {_SCHEMA}) -> (Tensor, Tensor, Tensor)",
     _attend_at_backward,
     _attend_at_backward_fake,
+)
+
+_WINDOW = "Tensor q, Tensor k, Tensor v, int window, bool causal, Tensor? lengths, float scale"
+
+register("dense_window", f"({_WINDOW}) -> (Tensor, Tensor)", _window, _window_fake)
+register(
+    "dense_window_backward",
+    f"(Tensor grad, Tensor out, Tensor log_sums, {_WINDOW}) -> (Tensor, Tensor, Tensor)",
+    _window_backward,
+    _window_backward_fake,
 )

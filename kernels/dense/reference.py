@@ -1,6 +1,6 @@
-"""Softmax target attention as its definition: scores of all pairs of a user, differentiable.
+"""Exact attention as its definition: scores of all pairs, differentiable by autograd.
 
-Padded: `[B, C, L]` scores for C queries and L behaviours of the largest user.
+Target attention is padded: `[B, C, L]` scores for C queries and L behaviours of the largest user.
 """
 
 import torch
@@ -44,3 +44,36 @@ def target_attention_at(
     user = segment_of(query_offsets, cuts.shape[0])
     rank = torch.arange(cuts.shape[0], device=cuts.device) - query_offsets[user]
     return interest[user, rank]
+
+
+def window_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int,
+    causal: bool,
+    lengths: Tensor | None,
+    scale: float,
+) -> Tensor:
+    """Return softmax(scale q k^T) v over the positions less than `window` away, `[B, T, H, Dv]`.
+
+    Args:
+        q: `[B, T, H, D]`.
+        k: `[B, T, H, D]`.
+        v: `[B, T, H, Dv]`.
+        window: positions that a query sees at most on one side, its own included.
+        causal: whether later positions are hidden.
+        lengths: `[B]` int64, what is no padding; all when None.
+        scale: factor of the scores.
+    """
+    position = torch.arange(q.shape[1], device=q.device)
+    after = position - position[:, None]
+    seen = (after > -window) & (after < (1 if causal else window))
+    if lengths is not None:
+        valid = position < lengths[:, None]
+        seen = (seen & valid[:, :, None] & valid[:, None])[:, None]
+    scores = scale * torch.einsum("bthd,bshd->bhts", q, k)
+    # Where nothing is seen, any finite score keeps the softmax and its gradient from NaN.
+    nothing = ~seen.any(-1, keepdim=True)
+    weights = scores.masked_fill(~seen, -torch.inf).masked_fill(nothing, 0).softmax(3) * seen
+    return torch.einsum("bhts,bshd->bthd", weights, v)

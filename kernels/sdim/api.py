@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from hashtab.kernels.core import checks
 from hashtab.kernels.core.dispatch import Impl, check_impl
@@ -166,7 +167,7 @@ def attend_at(
     """Return the interest of each query in its user's behaviours before the query's cut.
 
     One walk over a history serves all of its queries, backward again: time and memory grow with
-    behaviours plus queries, not with their product, and nothing is kept for a query.
+    behaviours plus queries, not with their product; for backward, values and codes are kept.
 
     Args:
         values: `[N, D]`, behaviours in time order within a user.
@@ -260,6 +261,7 @@ class _Encode(torch.autograd.Function):
         return table
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad = _hashtab.sdim_encode_backward(grads[0], *ctx.saved_tensors, ctx.impl)
         return grad.to(ctx.dtype), None, None, None, None
@@ -274,6 +276,7 @@ class _Read(torch.autograd.Function):
         return interest
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad = _hashtab.sdim_read_backward(grads[0], *ctx.saved_tensors, ctx.tau, ctx.impl)
         return grad, None, None, None
@@ -289,6 +292,7 @@ class _AttendAt(torch.autograd.Function):
         return interest
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         values = ctx.saved_tensors[0]
         grad = _hashtab.sdim_attend_at_backward(grads[0], *ctx.saved_tensors, *ctx.settings)

@@ -1,10 +1,10 @@
 /* Hash-sampled attention on CPUs. One thread serves one user, and one group of buckets after the
  * other: a group's table stays in the first-level cache, the result does not depend on the number
- * of threads, and working memory is one group's table whatever the number of queries.
+ * of threads, and beside it a thread holds what is linear in the largest user only.
  *
- * Running sums are doubles. Taking a float back out of a sum of doubles leaves practically no
- * trace, so the backward walk recovers the table of every cut instead of storing it, and a window
- * slides without drift.
+ * Running sums are doubles. Only a sliding window takes rows out of them again, which leaves a trace
+ * of rounding; zero rows are therefore never counted in, or a bucket that holds nothing else would
+ * keep that trace and be scaled up to length one.
  *
  * The second half is included twice, for float and for double.
  */
@@ -59,6 +59,14 @@ static inline double inverse_norm(const double *restrict row, int64_t size) {
 #pragma omp simd reduction(+ : square)
     for (int64_t d = 0; d < size; d++) square += row[d] * row[d];
     return square > 0 ? 1 / sqrt(square) : 0;
+}
+
+/* The largest of the `n` segments that ascending offsets bound. */
+static int64_t largest_step(const int64_t *offsets, int64_t n) {
+    int64_t largest = 0;
+    for (int64_t i = 0; i < n; i++)
+        if (offsets[i + 1] - offsets[i] > largest) largest = offsets[i + 1] - offsets[i];
+    return largest;
 }
 
 /* Signature bits are `x . plane > 0`, lowest bit first. Each product is one chain of float32
@@ -252,21 +260,30 @@ int NAME(sdim_read_backward)(const REAL *grad, const REAL *table, const int32_t 
  * behaviours cuts[i] - last .. cuts[i]; cuts ascend. */
 typedef struct {
     const REAL *values;
+    const uint8_t *zero;
     const int32_t *codes, *query_codes;
     const int64_t *cuts;
-    int64_t length, queries, groups, size, last;
+    int64_t queries, groups, size, last;
 } NAME(Walk);
 
-static NAME(Walk) NAME(walk_of)(const REAL *values, const int64_t *offsets, const int32_t *codes,
-                                const int32_t *query_codes, const int64_t *query_offsets,
-                                const int64_t *cuts, int64_t user, int64_t group, int64_t groups,
-                                int64_t size, int64_t last) {
+/* zero[j] = whether behaviour j is a row of zeros */
+static void NAME(find_zeros)(const REAL *values, int64_t rows, int64_t size, uint8_t *zero) {
+    for (int64_t j = 0; j < rows; j++) {
+        zero[j] = 1;
+        for (int64_t d = 0; d < size && zero[j]; d++) zero[j] = values[j * size + d] == 0;
+    }
+}
+
+static NAME(Walk) NAME(walk_of)(const REAL *values, const uint8_t *zero, const int64_t *offsets,
+                                const int32_t *codes, const int32_t *query_codes,
+                                const int64_t *query_offsets, const int64_t *cuts, int64_t user,
+                                int64_t group, int64_t groups, int64_t size, int64_t last) {
     const int64_t first = offsets[user], query = query_offsets[user];
     NAME(Walk) walk = {values + first * size,
+                       zero,
                        codes + first * groups + group,
                        query_codes + query * groups + group,
                        cuts + query,
-                       offsets[user + 1] - first,
                        query_offsets[user + 1] - query,
                        groups,
                        size,
@@ -274,23 +291,42 @@ static NAME(Walk) NAME(walk_of)(const REAL *values, const int64_t *offsets, cons
     return walk;
 }
 
-static inline void NAME(enter)(Table *table, const NAME(Walk) *walk, int64_t j) {
-    NAME(add)(table, walk->codes[j * walk->groups], walk->values + j * walk->size);
-}
-
-static inline void NAME(leave)(Table *table, const NAME(Walk) *walk, int64_t j) {
-    NAME(take)(table, walk->codes[j * walk->groups], walk->values + j * walk->size);
+/* Bring the table to the window of query i; `begin` and `end` are those of the query before. */
+static inline void NAME(slide)(Table *table, const NAME(Walk) *walk, int64_t i, int64_t *begin,
+                               int64_t *end) {
+    const int64_t cut = walk->cuts[i], size = walk->size;
+    for (; *end < cut; ++*end)
+        if (!walk->zero[*end])
+            NAME(add)(table, walk->codes[*end * walk->groups], walk->values + *end * size);
+    for (; *begin < cut - walk->last; ++*begin)
+        if (!walk->zero[*begin])
+            NAME(take)(table, walk->codes[*begin * walk->groups], walk->values + *begin * size);
 }
 
 static void NAME(attend_forward)(const NAME(Walk) *walk, Table *table, REAL *out) {
     int64_t begin = 0, end = 0;
     for (int64_t i = 0; i < walk->queries; i++) {
-        while (end < walk->cuts[i]) NAME(enter)(table, walk, end++);
-        while (begin < walk->cuts[i] - walk->last) NAME(leave)(table, walk, begin++);
+        NAME(slide)(table, walk, i, &begin, &end);
         const int32_t code = walk->query_codes[i * walk->groups];
         if (table->counts[code] > 0)
             NAME(add_unit)(table->rows + code * walk->size, walk->size, 1.0 / walk->groups,
                            out + i * walk->size);
+    }
+    table_clear(table, walk->codes, end, walk->groups);
+}
+
+/* found[i] = whether query i reads anything; gradients[i] = the gradient of the row it reads */
+static void NAME(row_gradients)(const NAME(Walk) *walk, Table *table, const REAL *grad,
+                                uint8_t *found, double *gradients) {
+    const int64_t size = walk->size;
+    int64_t begin = 0, end = 0;
+    for (int64_t i = 0; i < walk->queries; i++) {
+        NAME(slide)(table, walk, i, &begin, &end);
+        const int32_t code = walk->query_codes[i * walk->groups];
+        found[i] = table->counts[code] > 0;
+        if (found[i])
+            NAME(unit_gradient)(table->rows + code * size, grad + i * size, size,
+                                1.0 / walk->groups, gradients + i * size);
     }
     table_clear(table, walk->codes, end, walk->groups);
 }
@@ -320,36 +356,23 @@ static inline void NAME(collect)(const Table *gathered, const NAME(Walk) *walk, 
             gradient[d] += (REAL)(row[d] - before[j * walk->size + d]);
 }
 
-static void NAME(gather)(Table *gathered, const Table *table, const NAME(Walk) *walk, int64_t i,
-                         const REAL *grad, double *gradient) {
-    const int32_t code = walk->query_codes[i * walk->groups];
-    const int64_t size = walk->size;
-    if (table->counts[code] == 0) return;
-    NAME(unit_gradient)(table->rows + code * size, grad + i * size, size, 1.0 / walk->groups,
-                        gradient);
-    table_add(gathered, code, gradient);
-}
-
-/* From the last query to the first: `table` goes back to each cut, `gathered` collects the
- * gradients of the rows that queries read. The queries that see a behaviour are those met between
- * its entry into the window from below and its exit at the top. `before` is NULL without a window. */
-static void NAME(attend_backward)(const NAME(Walk) *walk, Table *table, Table *gathered,
-                                  double *before, double *gradient, const REAL *grad, REAL *out) {
+/* From the last query to the first, `gathered` collects the gradients of the rows that queries read.
+ * The queries that see a behaviour are those met between its entry into the window from below and
+ * its exit at the top. `before` is NULL without a window. */
+static void NAME(attend_backward)(const NAME(Walk) *walk, const uint8_t *found,
+                                  const double *gradients, Table *gathered, double *before,
+                                  REAL *out) {
     const int64_t latest = walk->queries > 0 ? walk->cuts[walk->queries - 1] : 0;
     int64_t begin = latest, end = latest;
     for (int64_t i = walk->queries - 1; i >= 0; i--) {
-        const int64_t from = walk->cuts[i] > walk->last ? walk->cuts[i] - walk->last : 0;
-        while (begin > from) {
-            NAME(enter)(table, walk, --begin);
-            if (before != NULL) NAME(remember)(gathered, walk, begin, before);
-        }
-        while (end > walk->cuts[i]) {
-            NAME(leave)(table, walk, --end);
-            NAME(collect)(gathered, walk, end, before, out);
-        }
-        NAME(gather)(gathered, table, walk, i, grad, gradient);
+        if (before != NULL)
+            while (begin > 0 && begin > walk->cuts[i] - walk->last)
+                NAME(remember)(gathered, walk, --begin, before);
+        while (end > walk->cuts[i]) NAME(collect)(gathered, walk, --end, before, out);
+        if (found[i])
+            table_add(gathered, walk->query_codes[i * walk->groups], gradients + i * walk->size);
     }
-    table_clear(table, walk->codes + begin * walk->groups, end - begin, walk->groups);
+    if (before == NULL) begin = 0;
     while (end > begin) NAME(collect)(gathered, walk, --end, before, out);
     table_clear(gathered, walk->query_codes, walk->queries, walk->groups);
 }
@@ -358,24 +381,28 @@ int NAME(sdim_attend_at)(const REAL *values, const int64_t *offsets, const int32
                          const int32_t *query_codes, const int64_t *query_offsets,
                          const int64_t *cuts, REAL *out, int64_t users, int64_t groups,
                          int64_t buckets, int64_t size, int64_t last, int threads) {
+    const int64_t longest = largest_step(offsets, users);
     int failed = 0;
 #pragma omp parallel num_threads(threads) reduction(| : failed)
     {
         Table table = table_new(buckets, size);
-        failed |= table_missing(table);
+        uint8_t *zero = malloc((size_t)longest + 1);
+        failed |= table_missing(table) || zero == NULL;
 #pragma omp for schedule(dynamic)
         for (int64_t u = 0; u < users; u++) {
             if (failed) continue;
             const int64_t rows = query_offsets[u + 1] - query_offsets[u];
             REAL *own = out + query_offsets[u] * size;
             memset(own, 0, (size_t)(rows * size) * sizeof(REAL));
+            NAME(find_zeros)(values + offsets[u] * size, offsets[u + 1] - offsets[u], size, zero);
             for (int64_t g = 0; g < groups; g++) {
-                const NAME(Walk) walk = NAME(walk_of)(values, offsets, codes, query_codes,
+                const NAME(Walk) walk = NAME(walk_of)(values, zero, offsets, codes, query_codes,
                                                       query_offsets, cuts, u, g, groups, size,
                                                       last);
                 NAME(attend_forward)(&walk, &table, own);
             }
         }
+        free(zero);
         table_free(table);
     }
     return failed;
@@ -386,32 +413,36 @@ int NAME(sdim_attend_at_backward)(const REAL *grad, const REAL *values, const in
                                   const int64_t *query_offsets, const int64_t *cuts,
                                   REAL *grad_values, int64_t users, int64_t groups,
                                   int64_t buckets, int64_t size, int64_t last, int threads) {
-    int64_t longest = 0;
-    for (int64_t u = 0; u < users; u++)
-        if (offsets[u + 1] - offsets[u] > longest) longest = offsets[u + 1] - offsets[u];
+    const int64_t longest = largest_step(offsets, users);
+    const int64_t most = largest_step(query_offsets, users);
     const int64_t kept = last < longest ? longest : 0;
     int failed = 0;
 #pragma omp parallel num_threads(threads) reduction(| : failed)
     {
         Table table = table_new(buckets, size), gathered = table_new(buckets, size);
-        double *buffer = malloc((size_t)((kept + 1) * size) * sizeof(double) + 1);
-        double *gradient = buffer, *before = kept > 0 ? buffer + size : NULL;
-        failed |= table_missing(table) || table_missing(gathered) || buffer == NULL;
+        uint8_t *zero = malloc((size_t)(longest + most) + 1), *found = zero + longest;
+        double *gradients = malloc((size_t)((most + kept) * size) * sizeof(double) + 1);
+        double *before = kept > 0 ? gradients + most * size : NULL;
+        failed |= table_missing(table) || table_missing(gathered);
+        failed |= zero == NULL || gradients == NULL;
 #pragma omp for schedule(dynamic)
         for (int64_t u = 0; u < users; u++) {
             if (failed) continue;
             const int64_t rows = offsets[u + 1] - offsets[u];
             REAL *own = grad_values + offsets[u] * size;
             memset(own, 0, (size_t)(rows * size) * sizeof(REAL));
+            NAME(find_zeros)(values + offsets[u] * size, rows, size, zero);
             for (int64_t g = 0; g < groups; g++) {
-                const NAME(Walk) walk = NAME(walk_of)(values, offsets, codes, query_codes,
+                const NAME(Walk) walk = NAME(walk_of)(values, zero, offsets, codes, query_codes,
                                                       query_offsets, cuts, u, g, groups, size,
                                                       last);
-                NAME(attend_backward)(&walk, &table, &gathered, before, gradient,
-                                      grad + query_offsets[u] * size, own);
+                NAME(row_gradients)(&walk, &table, grad + query_offsets[u] * size, found,
+                                    gradients);
+                NAME(attend_backward)(&walk, found, gradients, &gathered, before, own);
             }
         }
-        free(buffer);
+        free(zero);
+        free(gradients);
         table_free(table);
         table_free(gathered);
     }

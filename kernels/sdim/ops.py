@@ -33,6 +33,7 @@ def _codes_fake(x: Tensor, planes: Tensor, tau: int, _impl: str) -> Tensor:
 
 def _encode(values: Tensor, offsets: Tensor, codes: Tensor, tau: int, impl: str) -> Tensor:
     checks.check_offsets("offsets", offsets, values.shape[0], "behaviours")
+    checks.check_codes("codes", codes, (values.shape[0], codes.shape[-1]), 2**tau)
     table: Tensor = _implementation(impl, values).encode(values, offsets, codes, tau)
     return table
 
@@ -43,6 +44,9 @@ def _encode_fake(values: Tensor, offsets: Tensor, codes: Tensor, tau: int, _impl
 
 
 def _encode_backward(grad_table: Tensor, offsets: Tensor, codes: Tensor, impl: str) -> Tensor:
+    groups, buckets = grad_table.shape[1:3]
+    checks.check_offsets("offsets", offsets, codes.shape[0], "behaviours")
+    checks.check_codes("codes", codes, (codes.shape[0], groups), buckets)
     implementation = _implementation(impl, grad_table)
     grad: Tensor = implementation.encode_backward(grad_table, offsets, codes)
     return grad
@@ -53,8 +57,14 @@ def _encode_backward_fake(grad_table: Tensor, _offsets: Tensor, codes: Tensor, *
 
 
 def _read(table: Tensor, codes: Tensor, impl: str) -> Tensor:
+    _check_read(table, codes)
     interest: Tensor = _implementation(impl, table).read(table, codes)
     return interest
+
+
+def _check_read(table: Tensor, codes: Tensor) -> None:
+    users, groups, buckets, _ = table.shape
+    checks.check_codes("codes", codes, (users, codes.shape[1], groups), buckets)
 
 
 def _read_fake(table: Tensor, codes: Tensor, _impl: str) -> Tensor:
@@ -62,6 +72,7 @@ def _read_fake(table: Tensor, codes: Tensor, _impl: str) -> Tensor:
 
 
 def _read_backward(grad: Tensor, table: Tensor, codes: Tensor, tau: int, impl: str) -> Tensor:
+    _check_read(table, codes)
     implementation = _implementation(impl, table)
     grad_table: Tensor = implementation.read_backward(grad, table, codes, tau)
     return grad_table
@@ -82,13 +93,28 @@ def _attend_at(
     last: int | None,
     impl: str,
 ) -> Tensor:
-    checks.check_offsets("offsets", offsets, values.shape[0], "behaviours")
-    checks.check_offsets("query_offsets", query_offsets, cuts.shape[0], "queries")
-    checks.check_cuts(offsets, cuts, segment_of(query_offsets, cuts.shape[0]))
+    _check_walk(values, offsets, codes, query_codes, query_offsets, cuts, tau)
     interest: Tensor = _implementation(impl, values).attend_at(
         values, offsets, codes, query_codes, query_offsets, cuts, tau, last
     )
     return interest
+
+
+def _check_walk(
+    values: Tensor,
+    offsets: Tensor,
+    codes: Tensor,
+    query_codes: Tensor,
+    query_offsets: Tensor,
+    cuts: Tensor,
+    tau: int,
+) -> None:
+    groups = codes.shape[-1]
+    checks.check_offsets("offsets", offsets, values.shape[0], "behaviours")
+    checks.check_offsets("query_offsets", query_offsets, cuts.shape[0], "queries")
+    checks.check_codes("codes", codes, (values.shape[0], groups), 2**tau)
+    checks.check_codes("query_codes", query_codes, (cuts.shape[0], groups), 2**tau)
+    checks.check_cuts(offsets, cuts, segment_of(query_offsets, cuts.shape[0]))
 
 
 def _attend_at_fake(
@@ -115,6 +141,7 @@ def _attend_at_backward(
     last: int | None,
     impl: str,
 ) -> Tensor:
+    _check_walk(values, offsets, codes, query_codes, query_offsets, cuts, tau)
     grad_values: Tensor = _implementation(impl, values).attend_at_backward(
         grad, values, offsets, codes, query_codes, query_offsets, cuts, tau, last
     )

@@ -5,7 +5,8 @@ q candidates, S[g, b] the bucket sums. B users, N behaviours, Q queries.
 
 The operators read sums of contiguous runs of sorted rows, as differences of float64 prefix sums:
 no `[Q, N]` and no `[B, L, G, D]` tensor, no atomics, no loop over users. Their rounding is that
-of the whole batch's sums, far below float32's, but a NaN in one history reaches its batch mates.
+of the whole batch's float64 sums: far below float32's for histories of like size, but a history of
+values beyond 1e8 times another's reaches that one's digits, and a NaN reaches all.
 `attend_at_by_mask` is the same thing written as a sum over all pairs.
 """
 
@@ -63,10 +64,11 @@ def encode_backward(grad_table: Tensor, offsets: Tensor, codes: Tensor) -> Tenso
 def read(table: Tensor, codes: Tensor) -> Tensor:
     """Return the interest `[B, C, D]`, the mean over G of S[g, code_g(q)] / |S[g, code_g(q)]|."""
     user = torch.arange(table.shape[0], device=table.device)[:, None]
-    interest = torch.zeros_like(table[:, 0, :1]).expand(-1, codes.shape[1], -1)
+    shape = (table.shape[0], codes.shape[1], table.shape[3])
+    interest = torch.zeros(shape, dtype=torch.float64, device=table.device)
     for g, code in enumerate(codes.long().unbind(2)):
-        interest = interest + _normalise(table[user, g, code])
-    return interest / codes.shape[2]
+        interest += _normalise(table[user, g, code].double())
+    return (interest / codes.shape[2]).to(table.dtype)
 
 
 def read_backward(grad: Tensor, table: Tensor, codes: Tensor, tau: int) -> Tensor:
@@ -76,7 +78,7 @@ def read_backward(grad: Tensor, table: Tensor, codes: Tensor, tau: int) -> Tenso
     wanted = torch.arange(users * 2**tau, device=table.device)
     out = torch.empty_like(table, memory_format=torch.contiguous_format)
     for g, code in enumerate(codes.long().unbind(2)):
-        rows = _normalise_backward(grad / groups, table[user, g, code])
+        rows = _normalise_backward(grad.double() / groups, table[user, g, code].double())
         runs = _Runs(rows.flatten(0, 1), (user * 2**tau + code).flatten())
         out[:, g] = runs.between(wanted, wanted + 1).view_as(out[:, g])
     return out

@@ -65,7 +65,7 @@ class ClickModel(nn.Module):
         if self.features.context:
             inputs.append(self.context(batch.context, self.features.context))
         if self.settings.counters:
-            inputs.append(batch.counters)
+            inputs.append(batch.counters.to(candidates.dtype))
         hidden: Tensor = self.head(torch.cat(inputs, dim=1))
         # Candidates that differ past the third digit would tie in bfloat16.
         with torch.autocast(hidden.device.type, enabled=False):
@@ -73,14 +73,20 @@ class ClickModel(nn.Module):
         return logits[:, 0].float()
 
     def embed(self, batch: TensorBatch) -> EmbeddedUsers:
-        """Embed behaviours and candidates: what the history encoder reads."""
-        return EmbeddedUsers(
+        """Embed behaviours and candidates: what the history encoder reads.
+
+        Raises:
+            ValueError: if the batch lacks a column, or offsets and cuts do not fit its rows.
+        """
+        users = EmbeddedUsers(
             behaviours=self.objects(batch.behaviours, self.features.behaviour),
             history_offsets=batch.history_offsets,
             candidates=self.objects(batch.candidates, self.features.candidate),
             sample_offsets=batch.sample_offsets,
             cuts=batch.cuts,
         )
+        users.check()
+        return users
 
     def parameter_groups(
         self, learning_rate: float, embedding_learning_rate: float, weight_decay: float

@@ -70,7 +70,8 @@ class FeatureEmbedding(nn.Module):
         if name in self._table_of:
             embedded: Tensor = self.tables[self._table_of[name]](column)
             return embedded
-        scaled: Tensor = column[:, None] * self.directions[self._direction_of[name]]
+        direction = self.directions[self._direction_of[name]]
+        scaled: Tensor = column[:, None].to(direction.dtype) * direction
         return scaled
 
 

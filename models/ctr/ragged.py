@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from hashtab.kernels.core.checks import check_cuts, check_offsets
 from hashtab.kernels.core.ragged import segment_of
 
 
@@ -20,14 +19,8 @@ def visible_range(
 
     Returns:
         Begin and end, both `[Q]` int64; equal where a sample sees nothing.
-
-    Raises:
-        ValueError: if a cut lies outside its user's history, or offsets and cuts do not fit.
     """
-    check_offsets("sample_offsets", sample_offsets, len(cuts), "samples")
-    user = segment_of(sample_offsets, len(cuts))
-    check_cuts(history_offsets, cuts, user)
-    first = history_offsets[user]
+    first = history_offsets[segment_of(sample_offsets, len(cuts))]
     skipped = torch.zeros_like(cuts) if last is None else (cuts - last).clamp(min=0)
     return first + skipped, first + cuts
 

@@ -60,6 +60,9 @@ def test_encode_and_read_and_dense_run_and_agree() -> None:
         table = sdim.encode(values, offsets, planes, 3)
         interest = sdim.read(table, queries, planes, 3)
         interest = interest + dense.target_attention(queries, values, offsets)
+        heads = queries[:, :, None]
+        windowed = dense.window_attention(heads, heads, heads, window=2, causal=True)
+        interest = interest + windowed[:, :, 0]
         (grad,) = torch.autograd.grad(interest.square().sum(), values)
         results.append((interest.detach().cpu(), grad.cpu()))
     torch.testing.assert_close(*results, **TOLERANCE[torch.float64])

@@ -64,6 +64,15 @@ def test_processes_that_start_together_share_one_build(tmp_path: Path) -> None:
     assert library.suffix == ".so"
 
 
+def test_a_damaged_library_is_built_again(tmp_path: Path) -> None:
+    cache = {"HASHTAB_CACHE_DIR": str(tmp_path / "cache")}
+    run("sdim.attend(*arguments, impl='native')", **cache)
+    (library,) = (tmp_path / "cache").iterdir()
+    library.write_bytes(b"")
+    run("sdim.attend(*arguments, impl='native')", **cache)
+    assert library.stat().st_size > 1000
+
+
 def test_a_cache_that_cannot_be_written_is_a_reason(tmp_path: Path) -> None:
     blocker = tmp_path / "file"
     blocker.write_text("not a folder")
@@ -74,7 +83,7 @@ except RuntimeError as error:
     print(error)
 """
     printed = run(code, HASHTAB_CACHE_DIR=str(blocker))
-    assert "set HASHTAB_CACHE_DIR to a folder" in printed
+    assert "HASHTAB_CACHE_DIR to a folder that can be written to" in printed
 
 
 def test_import_needs_torch_alone_and_compiles_nothing(tmp_path: Path) -> None:

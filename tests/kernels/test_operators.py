@@ -44,7 +44,8 @@ def test_sdim_operators_pass_opcheck(impl: Impl, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_dense_operators_pass_opcheck(dtype: torch.dtype) -> None:
     h = inputs(dtype)
-    arguments = (h.queries, h.query_offsets, h.cuts, h.values, h.values, h.offsets, 0.3, 4)
+    strided = h.values.t().contiguous().t()
+    arguments = (h.queries, h.query_offsets, h.cuts, strided, h.values, h.offsets, 0.3, 4)
     check(ops.dense_attend_at, *arguments)
     forward = ops.dense_attend_at(*arguments)
     check(ops.dense_attend_at_backward, torch.ones(9, 8), *forward, *arguments)
@@ -57,7 +58,7 @@ def interests(h: Histories, values: Tensor) -> Tensor:
     return (
         sdim.read(table, queries, h.planes, 3)
         + sdim.attend(values, h.offsets, queries, h.planes, 3)
-        + dense.target_attention(queries, values, h.offsets)
+        + dense.target_attention(queries, values, h.offsets, keys=values)
     ).flatten(0, 1) + sdim.attend_at(
         values, h.offsets, h.queries, h.query_offsets, h.cuts, h.planes, 3, last=4
     )
@@ -77,6 +78,62 @@ def test_compiles_without_graph_breaks_forward_and_backward() -> None:
         torch.testing.assert_close(
             gradient(compiled, h), gradient(interests, h), **TOLERANCE[torch.float32]
         )
+
+
+def test_exports_with_a_dynamic_number_of_behaviours_and_queries() -> None:
+    class Interests(torch.nn.Module):
+        def forward(
+            self,
+            values: Tensor,
+            offsets: Tensor,
+            queries: Tensor,
+            query_offsets: Tensor,
+            cuts: Tensor,
+        ) -> Tensor:
+            walked = sdim.attend_at(values, offsets, queries, query_offsets, cuts, planes, 3)
+            return walked + dense.target_attention_at(queries, query_offsets, cuts, values, offsets)
+
+    def arguments(h: Histories) -> tuple[Tensor, ...]:
+        return h.values, h.offsets, h.queries, h.query_offsets, h.cuts
+
+    first = Histories.random([4, 5, 17], queries=3, dtype=torch.float32)
+    other = Histories.random([0, 60, 7], queries=5, dtype=torch.float32)
+    planes = first.planes
+    n, q = torch.export.Dim("n"), torch.export.Dim("q")
+    shapes = ({0: n}, None, {0: q}, None, {0: q})
+    program = torch.export.export(Interests(), arguments(first), dynamic_shapes=shapes)
+    found = program.module()(*arguments(other))
+    assert torch.equal(found, Interests()(*arguments(other)))
+
+
+@pytest.mark.parametrize("name", ["encode", "attend", "attend_at", "target_attention_at"])
+def test_a_second_derivative_is_refused_rather_than_wrong(name: str) -> None:
+    h = inputs(torch.float64)
+    values = h.values.requires_grad_()
+    asked = (h.queries, h.query_offsets, h.cuts)
+    interest = {
+        "encode": lambda: sdim.encode(values, h.offsets, h.planes, 3),
+        "attend": lambda: sdim.attend(values, h.offsets, h.queries.view(3, 3, 8), h.planes, 3),
+        "attend_at": lambda: sdim.attend_at(values, h.offsets, *asked, h.planes, 3),
+        "target_attention_at": lambda: dense.target_attention_at(*asked, values, h.offsets),
+    }[name]()
+    (grad,) = torch.autograd.grad(interest.square().sum(), values, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.square().sum().backward()
+
+
+def test_operators_called_directly_refuse_codes_that_are_no_addresses() -> None:
+    h = inputs()
+    keys = sdim.codes(h.values, h.planes, 3)
+    for wrong, message in (
+        (keys + 8, r"codes must lie within \[0, 8\)"),
+        (keys - 8, r"codes must lie within \[0, 8\)"),
+        (keys[:3], r"codes must be of shape \(22, 4\), got \(3, 4\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ops.sdim_encode(h.values, h.offsets, wrong, 3, "native")
+    with pytest.raises(TypeError, match=r"codes must be int32, got torch\.int64"):
+        ops.sdim_encode(h.values, h.offsets, keys.long(), 3, "native")
 
 
 def test_the_number_of_threads_changes_no_bit() -> None:

@@ -112,6 +112,16 @@ def test_batch_mates_and_other_queries_change_no_bit(h: Histories, last: int | N
 
 
 @few
+@given(any_histories, any_impl, st.floats(1e-6, 1e6))
+def test_the_size_of_batch_mates_changes_nothing(h: Histories, impl: Impl, size: float) -> None:
+    values = h.values.clone()
+    values[: int(h.offsets[1])] *= size
+    own = h.user > 0
+    found = attend_at(h, impl, values=values)[own]
+    torch.testing.assert_close(found, attend_at(h, impl)[own], rtol=1e-6, atol=1e-6)
+
+
+@few
 @given(any_histories, any_impl)
 def test_what_happens_after_the_cut_is_not_seen(h: Histories, impl: Impl) -> None:
     values = h.values.clone()

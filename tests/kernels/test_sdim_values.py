@@ -84,10 +84,12 @@ def test_half_precision_values_are_hashed_as_stored_and_summed_in_float32(
 
 
 @pytest.mark.parametrize("last", [None, 300])
-def test_taking_behaviours_back_out_does_not_drift(last: int | None) -> None:
+@pytest.mark.parametrize("zeros", [0, 200])
+def test_taking_behaviours_back_out_does_not_drift(last: int | None, zeros: int) -> None:
     h = Histories.random([4000], size=32, planes=20, queries=200, dtype=torch.float32)
     spread = torch.logspace(-4, 4, len(h.values))[torch.randperm(len(h.values))]
     h.values.mul_(spread[:, None])
+    h.values[torch.randperm(len(h.values))[:zeros]] = 0
     expected, expected_grad = by_mask(h, 5, last)
     interest, grad = attend_at(h, 5, last, "native")
     torch.testing.assert_close(interest.double(), expected, **TOLERANCE[torch.float32])
@@ -95,6 +97,29 @@ def test_taking_behaviours_back_out_does_not_drift(last: int | None) -> None:
     torch.testing.assert_close(
         grad.double() / scale, expected_grad / scale, **TOLERANCE[torch.float32]
     )
+
+
+@impls
+@pytest.mark.parametrize("last", [None, 1, 3])
+def test_rows_of_zeros_alone_in_a_bucket_read_zeros(impl: Impl, last: int | None) -> None:
+    # What rounding leaves of rows that were taken out again must not be scaled up to length one.
+    h = Histories.random([40, 9], planes=4, queries=30)
+    h.values[::3] = 0
+    expected, expected_grad = by_mask(h, 2, last)
+    interest, grad = attend_at(h, 2, last, impl)
+    torch.testing.assert_close(interest, expected, **TOLERANCE[torch.float64])
+    torch.testing.assert_close(grad, expected_grad, **TOLERANCE[torch.float64])
+
+
+@impls
+@pytest.mark.parametrize("size", [1e-25, 1.0, 1e20])
+def test_interests_do_not_depend_on_the_size_of_vectors(impl: Impl, size: float) -> None:
+    h = Histories.random([30, 5], dtype=torch.float32)
+    queries = h.queries.view(2, 5, -1)
+    table = sdim.encode(h.values * size, h.offsets, h.planes, 3, impl=impl)
+    expected = sdim.attend(h.values, h.offsets, queries, h.planes, 3, impl=impl)
+    found = sdim.read(table, queries, h.planes, 3, impl=impl)
+    torch.testing.assert_close(found, expected, **TOLERANCE[torch.float32])
 
 
 @impls

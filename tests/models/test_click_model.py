@@ -186,6 +186,17 @@ def test_a_cast_model_hashes_with_the_planes_it_was_trained_with(dtype: torch.dt
     torch.testing.assert_close(cast, planes, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("encoder", sorted(ENCODERS))
+def test_a_cast_model_scores_nearly_the_same(encoder: str, dtype: torch.dtype) -> None:
+    batch = random_user(5, n_behaviours=30)
+    model = _model(encoder, window=50)
+    expected = model(batch)
+    found = model.to(dtype)(batch)
+    assert found.dtype == torch.float32
+    assert torch.corrcoef(torch.stack([found, expected]))[0, 1] > 0.99
+
+
 def test_the_order_of_declaration_is_not_part_of_the_state() -> None:
     model = _model("sdim")
     turned = FeatureSpec(
@@ -210,12 +221,21 @@ def test_a_missing_column_is_named(place: str) -> None:
         _model("sdim")(replace(batch, **lacking))
 
 
-@pytest.mark.parametrize("encoder", HISTORY_ENCODERS)
+@pytest.mark.parametrize("encoder", sorted(ENCODERS))
 def test_a_cut_past_the_history_is_refused(encoder: str) -> None:
     users = concatenate([random_user(seed, n_behaviours=9) for seed in range(2)])
     past = replace(users, cuts=users.cuts.index_fill(0, torch.tensor([4]), 10))
     with pytest.raises(ValueError, match=r"cuts\[4\] = 10 for user 0 with 9 behaviours"):
         _model(encoder)(past)
+
+
+@pytest.mark.parametrize("offsets", [[0, 15], [3, 20], [0, 40]])
+@pytest.mark.parametrize("encoder", sorted(ENCODERS))
+def test_offsets_that_do_not_fit_are_refused(encoder: str, offsets: list[int]) -> None:
+    batch = random_user(5, n_behaviours=20)
+    wrong = replace(batch, history_offsets=torch.tensor(offsets))
+    with pytest.raises(ValueError, match="history_offsets must start at 0"):
+        _model(encoder)(wrong)
 
 
 @pytest.mark.parametrize("name", ["type", "a.b", "forward", "päckung 1"])

@@ -5,6 +5,9 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from hashtab.kernels.core.checks import check_cuts, check_offsets
+from hashtab.kernels.core.ragged import segment_of
+
 
 class EmbeddedUsers(NamedTuple):
     """A batch of whole users, embedded. B users, N behaviours, Q samples.
@@ -23,6 +26,17 @@ class EmbeddedUsers(NamedTuple):
     candidates: Tensor
     sample_offsets: Tensor
     cuts: Tensor
+
+    def check(self) -> None:
+        """Refuse offsets and cuts that do not fit the rows.
+
+        Raises:
+            ValueError: naming the one that does not.
+        """
+        samples = len(self.candidates)
+        check_offsets("history_offsets", self.history_offsets, len(self.behaviours), "behaviours")
+        check_offsets("sample_offsets", self.sample_offsets, samples, "samples")
+        check_cuts(self.history_offsets, self.cuts, segment_of(self.sample_offsets, samples))
 
 
 class HistoryEncoder(nn.Module, ABC):
