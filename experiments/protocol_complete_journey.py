@@ -31,10 +31,10 @@ def main(folder: Path) -> None:
             rule.update(batch.labels, 10 * times[:, 0] + times[:, 1], users)
         found = rule.compute()
         files = sorted((folder / "samples" / split).glob("*"))
-        tables = [pyarrow.feather.read_table(path, columns=["row", "label"]) for path in files]
+        tables = [pyarrow.feather.read_table(path, columns=["_row", "_label"]) for path in files]
         rows, labels = (
             np.concatenate([table[name].to_numpy() for table in tables])
-            for name in ("row", "label")
+            for name in ("_row", "_label")
         )
         print(
             f"{split:<20}{info.samples:>10,}{auc(labels, count[rows]):>16.3f}"

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from hashtab.features.errors import DataError
 from hashtab.features.manifest import Manifest
-from hashtab.features.shards import ITEM_COUNT, counter_column
-from hashtab.features.sources import sha256
+from hashtab.features.shards import HISTORY_END, ITEM_COUNT, counter_column
+from hashtab.features.sources import LABEL, sha256
 from hashtab.features.storage import Array, map_arrow
+from hashtab.features.tables import INDEX, ROW
 
 Int64 = NDArray[np.int64]
 Float32 = NDArray[np.float32]
@@ -148,8 +149,10 @@ class Dataset:
         Args:
             split: a name in `manifest.splits`.
             samples_per_batch: samples of a batch on average; users are never torn apart.
-            history_limit: behaviours that the first sample of a user may see at most; earlier ones
-                are left out of the batch. None for all.
+            history_limit: behaviours before each sample that must be there; what is earlier than
+                those of a user's first sample is left out of the batch. Later samples have more
+                before them: a model that is to see so many and no more says so itself. None for
+                all.
             shuffle_seed: order of the users, the same on all ranks; None for the stored order.
             rank: of this worker.
             world_size: number of workers.
@@ -205,12 +208,12 @@ class Dataset:
         samples = [shard.samples for shard in shards]
         history = [shard.history for shard in shards]
         spans = _Spans(users.shard, users.sample_start, users.sample_end)
-        ends = spans.gather(samples, "history_end").astype(np.int64)
+        ends = spans.gather(samples, HISTORY_END).astype(np.int64)
         first, last = ends[spans.offsets[:-1]], ends[spans.offsets[1:] - 1]
         trimmed = np.zeros_like(first) if limit is None else np.maximum(first - limit, 0)
         begin = users.history_start
         seen = _Spans(users.shard, begin + trimmed, begin + last)
-        rows, asked = seen.gather(history, "row"), spans.gather(samples, "row")
+        rows, asked = seen.gather(history, ROW), spans.gather(samples, ROW)
         features = self.manifest.features
         counters = [counter_column(self.manifest.schema, name) for name in features.counters]
         counts = [spans.gather(samples, name) for name in counters]
@@ -231,7 +234,7 @@ class Dataset:
                 for f in features.context
             },
             counters=_log_counts(counts, len(ends)),
-            labels=spans.gather(samples, "label").astype(np.float32),
+            labels=spans.gather(samples, LABEL).astype(np.float32),
             history_lengths=ends,
             item_counts=spans.gather(samples, ITEM_COUNT),
         )
@@ -256,7 +259,7 @@ def _users_of(columns: dict[str, Array], split: str, shard: int) -> _Users:
     history_starts = np.concatenate([[0], history_ends[:-1]]).astype(np.int64)
     some = np.flatnonzero(ends > starts)
     shards = np.full(len(some), shard, np.int64)
-    return _Users(columns["user"][some], shards, history_starts[some], starts[some], ends[some])
+    return _Users(columns[INDEX][some], shards, history_starts[some], starts[some], ends[some])
 
 
 def _group_edges(samples: Int64, groups: int) -> Int64:

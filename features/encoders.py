@@ -1,8 +1,9 @@
 """Raw values to ids and scaled numbers: the same code at preparation and at serving."""
 
 import json
+import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -13,6 +14,8 @@ import polars as pl
 PADDING_ID = 0
 UNKNOWN_ID = 1
 FIRST_ID = 2
+_LEAST_VARIATION = 1e-9  # a spread of so little of the mean is rounding noise
+_MEAN_BITS = 20
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,9 @@ class Vocabulary:
     @classmethod
     def fit(cls, values: pl.Series) -> Self:
         """Learn the distinct values that are not missing."""
-        known = values.drop_nulls().unique().sort()
+        # pandas writes a missing category among numbers as NaN.
+        known = values.fill_nan(None) if values.dtype.is_float() else values
+        known = known.drop_nulls().unique().sort()
         if not known.dtype.is_integer():
             known = known.cast(pl.String).sort()
         return cls(tuple(known.to_list()))
@@ -49,6 +54,40 @@ class Vocabulary:
 
 
 @dataclass(frozen=True)
+class Moments:
+    """What a scale is learned from; the moments of parts add up to those of the whole.
+
+    Args:
+        count: of the finite values.
+        mean: of them.
+        squares: sum of their squared deviations from the mean.
+    """
+
+    count: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+
+    @classmethod
+    def of(cls, values: pl.Series) -> Self:
+        """Measure the finite values of a numeric column."""
+        numbers = values.cast(pl.Float64).drop_nulls()
+        numbers = numbers.filter(numbers.is_finite()).sort()  # the order of rows must not show
+        if not len(numbers):
+            return cls()
+        finite = numbers.to_numpy()
+        return cls(len(finite), float(np.mean(finite)), float(np.var(finite) * len(finite)))
+
+    def __add__(self, other: "Moments") -> "Moments":
+        count = self.count + other.count
+        if not count:
+            return self
+        apart = other.mean - self.mean
+        between = apart**2 * self.count * other.count / count
+        mean = self.mean + apart * other.count / count
+        return Moments(count, mean, self.squares + other.squares + between)
+
+
+@dataclass(frozen=True)
 class Scaler:
     """A numeric feature in standard units; missing values become 0, the training mean.
 
@@ -61,14 +100,13 @@ class Scaler:
     std: float
 
     @classmethod
-    def fit(cls, values: pl.Series) -> Self:
-        """Learn mean and standard deviation of the finite values."""
-        finite = values.cast(pl.Float64).drop_nulls()
-        # Sorted, so that the order of rows and files cannot change the last bits of the sums.
-        numbers = finite.filter(finite.is_finite()).sort().to_numpy()
-        if not len(numbers):
-            return cls(mean=0.0, std=1.0)
-        return cls(mean=float(np.mean(numbers)), std=float(np.std(numbers)) or 1.0)
+    def of(cls, moments: Moments) -> Self:
+        """Learn the scale; its last bits are rounded off, for they depend on how parts were cut."""
+        std = float(np.float32(math.sqrt(moments.squares / max(moments.count, 1))))
+        if std <= _LEAST_VARIATION * abs(moments.mean):
+            return cls(mean=moments.mean, std=1.0)
+        step = 2.0 ** (math.floor(math.log2(std)) - _MEAN_BITS)
+        return cls(mean=round(moments.mean / step) * step, std=std)
 
     @property
     def size(self) -> int:
@@ -77,17 +115,16 @@ class Scaler:
 
     def encode(self, column: pl.Expr) -> pl.Expr:
         """Return Float32 values."""
-        scaled = (column.cast(pl.Float64) - self.mean) / self.std
-        return pl.when(scaled.is_finite()).then(scaled).otherwise(0.0).cast(pl.Float32)
+        scaled = ((column.cast(pl.Float64) - self.mean) / self.std).cast(pl.Float32)
+        return pl.when(scaled.is_finite()).then(scaled).otherwise(pl.lit(0.0, pl.Float32))
 
 
 Encoder = Vocabulary | Scaler
 
 
-def fit(kind: str, values: Iterable[pl.Series]) -> Encoder:
+def fit(kind: str, values: pl.Series) -> Encoder:
     """Fit the encoder of a `"categorical"` or `"numeric"` feature on all its training values."""
-    series = pl.concat([part.rename("value") for part in values])
-    return Vocabulary.fit(series) if kind == "categorical" else Scaler.fit(series)
+    return Vocabulary.fit(values) if kind == "categorical" else Scaler.of(Moments.of(values))
 
 
 def to_json(encoders: Mapping[str, Encoder]) -> str:

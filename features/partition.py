@@ -7,7 +7,7 @@ import polars as pl
 
 from hashtab.features import encoders, sources
 from hashtab.features.schema import Schema
-from hashtab.features.sources import ITEM, LABEL, PERIOD, SESSION, SPLIT, TIME, USER
+from hashtab.features.sources import EVENT, ITEM, LABEL, PERIOD, SESSION, SPLIT, TIME, USER
 from hashtab.features.tables import HASH, INDEX, KEY, ROW
 
 SHARD = "_shard"
@@ -44,7 +44,7 @@ def _encode(schema: Schema, log: pl.LazyFrame, folder: Path, shards: int) -> pl.
             pl.scan_ipc(folder / "work" / "pool_keys.arrow"), on=schema.pool.on, how="left"
         )
         columns.append(KEY)
-    kept = [c for c in (INDEX, TIME, SPLIT, LABEL, SESSION, PERIOD, KEY) if c in columns]
+    kept = [c for c in (INDEX, TIME, SPLIT, EVENT, LABEL, SESSION, PERIOD, KEY) if c in columns]
     named = (*schema.context.categorical, *schema.context.numeric)
     named += (*schema.side_categorical, *schema.side_numeric)
     # What is numeric stays as it is until its scale is learned.

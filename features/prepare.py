@@ -1,12 +1,15 @@
 """From raw files to a finished data set: steps that resume, free of any cluster."""
 
+import fcntl
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -36,6 +39,7 @@ from hashtab.features.validation import check
 ShardTask = Callable[[int], None]
 RunShards = Callable[[ShardTask, Iterable[int]], None]
 
+_LOCK = ".lock"
 _QUANTILES = (0, 25, 50, 75, 90, 100)
 
 
@@ -50,9 +54,9 @@ def prepare(
 ) -> Manifest:
     """Prepare a data set, resume one that was interrupted, or confirm that it is finished.
 
-    Everything is built in a sibling folder of `output` whose name holds the digest of schema, input
-    and layout; it is renamed to `output` at the very end. Each file appears by rename, so a killed
-    run leaves only whole files and the next one goes on from there.
+    Everything is built in a sibling folder of `output` whose name holds the digest of schema,
+    input, layout and code; it is renamed to `output` at the very end. Each file appears by rename,
+    so a killed run leaves only whole files and the next one goes on from there.
 
     Args:
         schema: of the data set.
@@ -71,26 +75,74 @@ def prepare(
     with disk_errors(output):
         files = sources.hash_files(schema)
         digest = _request_digest(schema, files, shards)
-        if output.exists():
+        if output.exists() and any(output.iterdir()):
             return _finished(output, digest)
-        # Absolute, since a task may run in a process that stands elsewhere.
-        folder = output.resolve().parent / f".{output.name}.building-{digest[:12]}"
-        if not (folder / FILE).exists():
-            check(schema)
-            write_tables(schema, folder)
-            partition(schema, folder, shards)
-            write_statistics(schema, folder, shards)
-            run_shards(partial(prepare_shard, schema, folder), range(shards))
-            write_text(folder / FILE, _manifest(schema, folder, files, shards).to_json())
-        _clear(folder)
-        folder.rename(output)
+        with _building(output, digest) as folder:
+            if not (folder / FILE).exists():
+                _build(schema, folder, files, shards, run_shards)
+            _clear(folder)
+            folder.rename(output)
         return Manifest.read(output)
+
+
+def _build(
+    schema: Schema,
+    folder: Path,
+    files: tuple[SourceFile, ...],
+    shards: int,
+    run_shards: RunShards,
+) -> None:
+    check(schema)
+    write_tables(schema, folder)
+    partition(schema, folder, shards)
+    write_statistics(schema, folder, shards)
+    run_shards(partial(prepare_shard, schema, folder), range(shards))
+    write_text(folder / FILE, _manifest(schema, folder, files, shards).to_json())
+
+
+@contextmanager
+def _building(output: Path, digest: str) -> Iterator[Path]:
+    """Hold the folder in which a data set is built, for this process alone.
+
+    Its name holds the digest of request and code, so that nothing else goes on in it. Input that
+    cannot be used leaves no folder behind.
+    """
+    # Absolute, since a task may run in a process that stands elsewhere.
+    stem = f".{output.name}.building-"
+    code = hashlib.sha256(f"{digest} {_code_digest()}".encode()).hexdigest()
+    folder = output.resolve().parent / f"{stem}{code[:12]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / _LOCK).open("w") as lock:
+        _hold(lock, folder)
+        try:
+            yield folder
+        except DataError:
+            shutil.rmtree(folder)
+            raise
+    for other in folder.parent.glob(f"{stem}*"):
+        _remove_abandoned(other)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what a killed run of other input or code left, unless someone is at work there."""
+    with suppress(OSError), (folder / _LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder)
+
+
+def _hold(lock: IO[str], folder: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise DataError(
+            f"another process is preparing the same data in {folder}; wait for it or stop it"
+        ) from error
 
 
 def _clear(folder: Path) -> None:
     """Remove what only preparation needs, and what a killed run left without its name."""
     shutil.rmtree(folder / "work", ignore_errors=True)
-    for path in folder.rglob(TEMPORARY):
+    for path in (*folder.rglob(TEMPORARY), folder / _LOCK):
         path.unlink()
 
 

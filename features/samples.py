@@ -13,8 +13,9 @@ from hashtab.features.schema import Negatives, Schema
 from hashtab.features.sources import LABEL, PERIOD, SESSION, SPLIT, TIME
 from hashtab.features.statistics import FIRST_TIME, TRAIN_COUNT
 from hashtab.features.storage import Array, map_arrow
-from hashtab.features.tables import INDEX, KEY, ROW
+from hashtab.features.tables import CODE, INDEX, KEY, ROW
 
+GROUP = "_group"
 _HOUR_US = 3_600_000_000
 _DAY_US = 24 * _HOUR_US
 _EPOCH_WEEKDAY = 3  # 1970-01-01 was a Thursday, Monday is 0
@@ -56,7 +57,7 @@ class ExposureRule:
         self.train_counts = popularity[TRAIN_COUNT]
         self.pool = map_arrow(folder / "work" / "pool.arrow") if schema.pool else None
         if self.pool is not None:
-            self.candidates = Candidates.of(self.pool["row"], self.train_counts)
+            self.candidates = Candidates.of(self.pool[ROW], self.train_counts)
             return
         known = np.flatnonzero(self.train_counts > 0)
         by_age = known[np.argsort(popularity[FIRST_TIME][known], kind="stable")]
@@ -64,18 +65,21 @@ class ExposureRule:
         self.candidates = Candidates.of(by_age, self.train_counts)
 
     def requested(self, behaviours: pl.DataFrame) -> pl.DataFrame:
-        """Each user's item once a period, at its first request, with its group."""
-        session = [INDEX, SESSION]
-        time = pl.col(TIME).min().over(session) if SESSION in behaviours.columns else pl.col(TIME)
+        """Each user's item once a period, at its first request, with its group.
+
+        A session is one request, made at its first time, and belongs to the split of that time.
+        """
+        requests = behaviours
+        if SESSION in behaviours.columns:
+            requests = requests.with_columns(pl.col(TIME, SPLIT).min().over(INDEX, SESSION))
         period = PERIOD if PERIOD in behaviours.columns else TIME
-        requests = behaviours.with_columns(time)
         # A rank within the shard: group and catalogue row together fit one 64-bit code.
         group = pl.struct(INDEX, period).rank("dense").cast(pl.Int64)
         order = [c for c in requests.columns if c not in (INDEX, ROW)]
         return (
-            requests.with_columns(group.alias("group"))
+            requests.with_columns(group.alias(GROUP))
             .sort(INDEX, ROW, *order)
-            .unique(["group", ROW], keep="first", maintain_order=True)
+            .unique([GROUP, ROW], keep="first", maintain_order=True)
         )
 
     def positives(self, requested: pl.DataFrame) -> pl.DataFrame:
@@ -85,13 +89,13 @@ class ExposureRule:
             return self._ordered(requested.filter(trained))
         shown = requested.filter(pl.Series(trained) & pl.col(KEY).is_not_null())
         codes = shown[KEY].to_numpy() * len(self.train_counts) + shown[ROW].to_numpy()
-        position = np.searchsorted(self.pool["code"], codes)
-        position = np.minimum(position, len(self.pool["code"]) - 1)
-        found = self.pool["code"][position] == codes
+        position = np.searchsorted(self.pool[CODE], codes)
+        position = np.minimum(position, len(self.pool[CODE]) - 1)
+        found = self.pool[CODE][position] == codes
         return self._ordered(self._shown_as(shown.filter(pl.Series(found)), position[found]))
 
     def _ordered(self, positives: pl.DataFrame) -> pl.DataFrame:
-        return positives.sort(INDEX, TIME, ROW, "group")
+        return positives.sort(INDEX, TIME, ROW, GROUP)
 
     def _shown_as(self, samples: pl.DataFrame, positions: Array) -> pl.DataFrame:
         """Add the pool's context features at the given positions."""
@@ -105,7 +109,7 @@ class ExposureRule:
             ends = np.searchsorted(self.first_times, positives[TIME].to_numpy(), side="left")
             return np.zeros_like(ends), ends
         keys = positives[KEY].to_numpy() * len(self.train_counts)
-        code = self.pool["code"]
+        code = self.pool[CODE]
         return np.searchsorted(code, keys), np.searchsorted(code, keys + len(self.train_counts))
 
     def draw(
@@ -113,14 +117,14 @@ class ExposureRule:
     ) -> Drawn:
         """Positives together with the negatives of one scheme."""
         starts, ends = self._ranges(positives)
-        taken = (requested["group"].to_numpy() << _ROW_BITS) + requested[ROW].to_numpy()
+        taken = (requested[GROUP].to_numpy() << _ROW_BITS) + requested[ROW].to_numpy()
         drawn = negatives.draw(
             rule,
             self.candidates,
             starts,
             ends,
             _identities(positives, hashes),
-            positives["group"].to_numpy(),
+            positives[GROUP].to_numpy(),
             np.sort(taken),
         )
         found = drawn >= 0

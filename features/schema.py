@@ -267,6 +267,7 @@ class Schema:
             raise DataError(f"name must be letters, digits, '-' and '_', got {self.name!r}")
         self._check_logs()
         self._check_features()
+        _refuse_twice("counters", [("counter", name) for name in self.counters])
         unknown = set(self.counters) - {self.item_name, *self.item_categorical}
         if unknown:
             raise DataError(
@@ -293,9 +294,24 @@ class Schema:
         context += [(f"pool.{role}", name) for role, name in _feature_roles(self.pool)]
         side = [(f"behaviours.{role}", name) for role, name in _feature_roles(self.behaviours)]
         item = [("item", self.item_name), *items]
-        # A behaviour's side feature may be a context feature too: one meaning, one embedding.
         _refuse_twice("features", [*item, *context])
         _refuse_twice("features", [*item, *side])
+        self._check_shared({name: role for role, name in context}, side)
+        for role, name in (*item, *context, *side):
+            if name.startswith("_"):
+                raise DataError(
+                    f"{role}: {name!r} begins with '_', as our own do; rename the column"
+                )
+
+    def _check_shared(self, context: dict[str, str], side: list[tuple[str, str]]) -> None:
+        """A behaviour's side feature may be a context feature too, if it has one meaning."""
+        for role, name in side:
+            other = context.get(name, role)
+            if other.rpartition(".")[2] != role.rpartition(".")[2]:
+                raise DataError(
+                    f"{name!r} is named as {role} and as {other}; one name has one kind, "
+                    "rename one of the columns"
+                )
 
     @property
     def log(self) -> Behaviours | Exposures:
@@ -386,10 +402,26 @@ class _Yaml(yaml.SafeLoader):
     }
 
 
-def _beside(folder: Path, files: str | list[str]) -> str | list[str]:
+def _once(loader: _Yaml, node: yaml.MappingNode) -> dict[str, Any]:
+    """Build a mapping; a key that stands twice would hide its first value."""
+    pairs = loader.construct_pairs(node, deep=True)
+    names = [name for name, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {name!r} stands there twice", node.start_mark
+            )
+    return dict(pairs)
+
+
+_Yaml.add_constructor("tag:yaml.org,2002:map", _once)
+
+
+def _beside(folder: Path, files: Any) -> Any:
+    """Resolve paths; what is none is left for the check of types."""
     if isinstance(files, str):
         return str(folder / files)
-    return [str(folder / name) for name in files]
+    return [_beside(folder, name) for name in files] if isinstance(files, list) else files
 
 
 def _feature_roles(table: Any) -> list[tuple[str, str]]:

@@ -20,11 +20,11 @@ from hashtab.features.samples import (
     with_time_features,
 )
 from hashtab.features.schema import SPLITS, Schema
-from hashtab.features.sources import LABEL, SPLIT, TIME, sha256
+from hashtab.features.sources import EVENT, LABEL, SPLIT, TIME, sha256
 from hashtab.features.storage import Array, frame_of, map_arrow, write_arrow, write_text
 from hashtab.features.tables import HASH, INDEX, ROW
 
-ITEM_COUNT = "item_count"
+HISTORY_END, ITEM_COUNT = "_history_end", "_item_count"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,33 +90,28 @@ class _ShardWriter:
             np.concatenate([f[INDEX].to_numpy() for f in (history, *splits.values())])
         )
         side = (*self.schema.side_categorical, *self.schema.side_numeric)
-        self._store(
-            "histories", history.select(pl.col(ROW).alias("row"), pl.col(TIME).alias("time"), *side)
-        )
+        self._store("histories", history.select(ROW, TIME, *side))
         ends = {"history": _ends(users, history)}
         for name, samples in splits.items():
             ends[name] = _ends(users, samples)
-            self._store(
-                f"samples/{name}",
-                samples.rename({INDEX: "user", ROW: "row", TIME: "time", LABEL: "label"}),
-            )
-        self._store("users", frame_of({"user": users, **{f"{n}_end": e for n, e in ends.items()}}))
+            self._store(f"samples/{name}", samples)
+        self._store("users", frame_of({INDEX: users, **{f"{n}_end": e for n, e in ends.items()}}))
         return ShardRecord(
             users=len(users),
             behaviours=history.height,
             duplicates=self.duplicates,
             missed_negatives=self.missed,
-            with_history=sum(int((s["history_end"] > 0).sum()) for s in splits.values()),
+            with_history=sum(int((s[HISTORY_END] > 0).sum()) for s in splits.values()),
             splits={name: _sizes(samples) for name, samples in splits.items()},
             files=self.files,
         )
 
     def _read(self, name: str) -> pl.DataFrame:
-        """Events of a log: an exact duplicate row is an event delivered twice and kept once."""
+        """Events of a log, those that were delivered twice once."""
         rows = read_rows(self.folder, name, self.shard)
         once = rows.unique()
         self.duplicates[name] = rows.height - once.height
-        return once.with_columns(
+        return once.drop(EVENT).with_columns(
             encoder.encode(pl.col(name)).alias(name)
             for name, encoder in self.encoders.items()
             if isinstance(encoder, Scaler) and name in once.columns
@@ -144,10 +139,10 @@ class _ShardWriter:
                     yield f"{name}_{scheme.name}", samples
 
     def _point(self, history: pl.DataFrame, samples: pl.DataFrame) -> pl.DataFrame:
-        """Add `history_end` and counters, all of strictly earlier behaviours; sort by time."""
+        """Add history ends and counters, all of strictly earlier behaviours; sort by time."""
         user, time, row = (history[name].to_numpy() for name in (INDEX, TIME, ROW))
         asked, request, candidate = (samples[name].to_numpy() for name in (INDEX, TIME, ROW))
-        counted = {"history_end": count_before(user, time, asked, request)}
+        counted = {HISTORY_END: count_before(user, time, asked, request)}
         for name in self._stored_counters():
             values = self._values(name)
             width = int(values.max()) + 1
@@ -198,7 +193,7 @@ class _ShardWriter:
 
 def counter_column(schema: Schema, name: str) -> str:
     """Name of a counter's column among the stored samples."""
-    return ITEM_COUNT if name == schema.item_name else f"count_{name}"
+    return ITEM_COUNT if name == schema.item_name else f"_count_{name}"
 
 
 def _rest(frame: pl.DataFrame) -> list[str]:

@@ -11,13 +11,15 @@ import polars as pl
 
 from hashtab.features.errors import DataError
 from hashtab.features.plain import did_you_mean
-from hashtab.features.schema import Behaviours, Exposures, Pool, Schema, Split, Table
+from hashtab.features.schema import Behaviours, Exposures, Items, Pool, Schema, Split, Table
 
 USER, ITEM, TIME, LABEL = "_user", "_item", "_time", "_label"
-SESSION, PERIOD, SPLIT = "_session", "_period", "_split"
+SESSION, PERIOD, SPLIT, EVENT = "_session", "_period", "_split", "_event"
 
 MICROSECONDS = {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}
 _HASH_BLOCK_BYTES = 1 << 22
+_PARQUET, _CSV = (".parquet", ".pq"), (".csv", ".csv.gz")
+_FORMS = (*_PARQUET, *_CSV)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +57,17 @@ def paths(table: Table, role: str) -> list[Path]:
 
 def _matches(pattern: Path) -> list[Path]:
     if pattern.exists():
-        return [pattern]
+        return _files(pattern)
     anchor = Path(pattern.anchor) if pattern.is_absolute() else Path()
-    return sorted(anchor.glob(str(pattern.relative_to(pattern.anchor))))
+    found = sorted(anchor.glob(str(pattern.relative_to(pattern.anchor))))
+    return [file for path in found for file in _files(path)]
+
+
+def _files(path: Path) -> list[Path]:
+    """Return a file, or the tables within a folder such as Spark writes."""
+    if not path.is_dir():
+        return [path]
+    return [file for file in sorted(path.rglob("[!._]*")) if file.name.lower().endswith(_FORMS)]
 
 
 def hash_files(schema: Schema) -> tuple[SourceFile, ...]:
@@ -78,11 +88,17 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def parts(table: Table, role: str) -> list[tuple[str, pl.LazyFrame]]:
-    """Return a table's files as (name, lazy frame), or the one frame that its reader makes."""
+def parts(table: Table, role: str, numeric: tuple[str, ...] = ()) -> list[tuple[str, pl.LazyFrame]]:
+    """Return a table's files as (name, lazy frame), or the one frame that its reader makes.
+
+    Args:
+        table: declared.
+        role: of the table, for errors.
+        numeric: columns that hold numbers, also where a CSV file begins with whole ones.
+    """
     files = paths(table, role)
     if table.reader is None:
-        return [(str(path), _scan_file(path)) for path in files]
+        return [(str(path), _scan_file(path, numeric)) for path in files]
     module, _, function = table.reader.partition(":")
     try:
         read = getattr(importlib.import_module(module), function)
@@ -97,12 +113,17 @@ def parts(table: Table, role: str) -> list[tuple[str, pl.LazyFrame]]:
     return [(table.reader, frame)]
 
 
-def _scan_file(path: Path) -> pl.LazyFrame:
+def _scan_file(path: Path, numeric: tuple[str, ...]) -> pl.LazyFrame:
     name = path.name.lower()
-    if name.endswith((".parquet", ".pq")):
+    if name.endswith(_PARQUET):
         return pl.scan_parquet(path)
-    if name.endswith((".csv", ".csv.gz")):
-        return pl.scan_csv(path, try_parse_dates=True, infer_schema_length=10_000)
+    if name.endswith(_CSV):
+        return pl.scan_csv(
+            path,
+            try_parse_dates=True,
+            infer_schema_length=10_000,
+            schema_overrides=dict.fromkeys(numeric, pl.Float64),
+        )
     raise DataError(f"file {path} is neither CSV (.csv, .csv.gz) nor Parquet (.parquet)")
 
 
@@ -128,7 +149,21 @@ def column_types(
 
 def key(column: str, dtype: pl.DataType) -> pl.Expr:
     """A user, item or session column in its stored form: Int64 or String."""
-    return pl.col(column).cast(pl.Int64 if dtype.is_integer() else pl.String)
+    return pl.col(column).cast(pl.Int64 if _fits_int64(dtype) else pl.String)
+
+
+def plain(column: str, dtype: pl.DataType) -> pl.Expr:
+    """A column of the one type that its kind has, whatever width or encoding a file chose."""
+    if _fits_int64(dtype):
+        return pl.col(column).cast(pl.Int64)
+    if dtype.is_numeric() and dtype != pl.UInt64:
+        return pl.col(column).cast(pl.Float64)
+    return pl.col(column) if dtype.is_temporal() or dtype == pl.Boolean else key(column, dtype)
+
+
+def _fits_int64(dtype: pl.DataType) -> bool:
+    """Hashes as UInt64 do not: they are kept as text."""
+    return dtype.is_integer() and dtype != pl.UInt64
 
 
 def microseconds(column: str, dtype: pl.DataType, unit: str | None) -> pl.Expr:
@@ -199,6 +234,12 @@ def log_columns(schema: Schema, log: Behaviours | Exposures) -> list[tuple[str, 
     return columns
 
 
+def numeric_columns(schema: Schema, log: Behaviours | Exposures) -> tuple[str, ...]:
+    """Columns of a log that hold numeric features."""
+    side = log.numeric if isinstance(log, Behaviours) else ()
+    return (*side, *(schema.context.numeric if requests_log(schema) is log else ()))
+
+
 def requests_log(schema: Schema) -> Behaviours | Exposures:
     """The log whose rows become samples."""
     return schema.exposures or schema.log
@@ -208,13 +249,15 @@ def read_log(schema: Schema, log: Behaviours | Exposures) -> pl.LazyFrame:
     """Return a log with the fixed names of this module; features keep their own names.
 
     Columns: `_user`, `_item` (Int64 or String), `_time` (Int64 microseconds), `_split` (0, 1, 2),
-    where declared `_label`, `_session`, `_period`, and side features, context and pool keys.
+    where declared `_label`, `_session`, `_period`, and side features, context and pool keys; and
+    `_event`, a hash of the whole row, also of columns that the schema does not name: rows that
+    agree in all of them are one event, delivered twice.
     """
     role = "exposures" if isinstance(log, Exposures) else "behaviours"
     columns = log_columns(schema, log)
     frames = [
         _canonical(schema, log, frame, column_types(frame, name, columns))
-        for name, frame in parts(log, role)
+        for name, frame in parts(log, role, numeric_columns(schema, log))
     ]
     return pl.concat(frames)
 
@@ -228,17 +271,22 @@ def _canonical(
         ITEM: key(log.item, types[log.item]),
         TIME: time,
         SPLIT: split_index(schema, time),
+        EVENT: _row_hash(frame),
     }
     if isinstance(log, Exposures):
         chosen[LABEL] = pl.col(log.label).cast(pl.Int8)
     elif log.session is not None:
         chosen[SESSION] = key(log.session, types[log.session])
     if schema.once_per is not None:
-        chosen[PERIOD] = pl.col(schema.once_per)
+        chosen[PERIOD] = plain(schema.once_per, types[schema.once_per])
     for feature_role, name in log_columns(schema, log):
         if feature_role in ("feature", "context", "on"):
-            chosen[name] = pl.col(name)
+            chosen[name] = plain(name, types[name])
     return frame.select(**chosen)
+
+
+def _row_hash(frame: pl.LazyFrame) -> pl.Expr:
+    return pl.struct(n for n, t in frame.collect_schema().items() if not t.is_nested()).hash()
 
 
 def behaviours(schema: Schema) -> pl.LazyFrame:
@@ -264,10 +312,12 @@ def pool(declared: Pool) -> pl.LazyFrame:
     return _read_keyed(declared, "pool", declared.item, columns)
 
 
-def _read_keyed(table: Table, role: str, item: str, columns: list[tuple[str, str]]) -> pl.LazyFrame:
+def _read_keyed(
+    table: Items | Pool, role: str, item: str, columns: list[tuple[str, str]]
+) -> pl.LazyFrame:
     frames = []
-    for name, frame in parts(table, role):
+    for name, frame in parts(table, role, table.numeric):
         types = column_types(frame, name, [("item", item), *columns])
-        rest = [pl.col(column) for _, column in columns]
+        rest = [plain(column, types[column]) for _, column in columns]
         frames.append(frame.select(key(item, types[item]).alias(ITEM), *rest))
     return pl.concat(frames)

@@ -4,13 +4,13 @@ The rows are read shard by shard, so that a log need not fit in memory, and an e
 delivered twice, whose copies lie in the shard of their user, counts once.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
 from hashtab.features import encoders
+from hashtab.features.encoders import Moments, Scaler
 from hashtab.features.partition import read_rows
 from hashtab.features.schema import Schema
 from hashtab.features.sources import SPLIT, TIME
@@ -26,37 +26,43 @@ def write_statistics(schema: Schema, folder: Path, shards: int) -> None:
     Popularity holds the item's behaviours in training time and the first of their times. Does
     nothing where both are there.
     """
-    if (folder / "tables" / "encoders.json").exists():  # written last
+    tables = folder / "tables"
+    if (tables / "encoders.json").exists():  # written last
         return
-    write_arrow(folder / "tables" / "popularity.arrow", _popularity(folder, shards))
+    items = pl.scan_ipc(tables / "catalogue.arrow").select(pl.len()).collect().item()
+    popularity = _Popularity(items)
+    moments: dict[str, Moments] = {}
+    for log, names in _numeric_features(schema).items():
+        for shard in range(shards):
+            rows = read_rows(folder, log, shard).unique().filter(pl.col(SPLIT) == 0)
+            if log == "behaviours":
+                popularity.add(rows)
+            for name in names:
+                moments[name] = moments.get(name, Moments()) + Moments.of(rows[name])
+    write_arrow(tables / "popularity.arrow", popularity.frame())
     learned = encoders.load(folder / "work" / "encoders.json")
-    for name, logs in _numeric_features(schema).items():
-        parts = (rows[name] for log in logs for rows in _training_rows(folder, log, shards))
-        learned[name] = encoders.fit("numeric", parts)
-    write_text(folder / "tables" / "encoders.json", encoders.to_json(learned))
+    learned |= {name: Scaler.of(found) for name, found in moments.items()}
+    write_text(tables / "encoders.json", encoders.to_json(learned))
 
 
-def _popularity(folder: Path, shards: int) -> pl.DataFrame:
-    items = pl.scan_ipc(folder / "tables" / "catalogue.arrow").select(pl.len()).collect().item()
-    count, first = np.zeros(items, np.int64), np.full(items, np.iinfo(np.int64).max)
-    for rows in _training_rows(folder, "behaviours", shards):
+class _Popularity:
+    """Behaviours of each item and the first of their times."""
+
+    def __init__(self, items: int) -> None:
+        self._count = np.zeros(items, np.int64)
+        self._first = np.full(items, np.iinfo(np.int64).max)
+
+    def add(self, rows: pl.DataFrame) -> None:
         row = rows[ROW].to_numpy()
-        count += np.bincount(row, minlength=items)
-        np.minimum.at(first, row, rows[TIME].to_numpy())
-    return frame_of({TRAIN_COUNT: count, FIRST_TIME: first})
+        self._count += np.bincount(row, minlength=len(self._count))
+        np.minimum.at(self._first, row, rows[TIME].to_numpy())
+
+    def frame(self) -> pl.DataFrame:
+        return frame_of({TRAIN_COUNT: self._count, FIRST_TIME: self._first})
 
 
-def _numeric_features(schema: Schema) -> dict[str, list[str]]:
-    """Numeric features of the logs, each with the logs in which its name appears."""
-    requests = "behaviours" if schema.exposures is None else "exposures"
-    places = [(name, "behaviours") for name in schema.side_numeric]
-    places += [(name, requests) for name in schema.context.numeric]
-    found: dict[str, list[str]] = {}
-    for name, log in dict.fromkeys(places):
-        found.setdefault(name, []).append(log)
-    return found
-
-
-def _training_rows(folder: Path, log: str, shards: int) -> Iterator[pl.DataFrame]:
-    for shard in range(shards):
-        yield read_rows(folder, log, shard).unique().filter(pl.col(SPLIT) == 0)
+def _numeric_features(schema: Schema) -> dict[str, tuple[str, ...]]:
+    """Names of the numeric features by the log that holds them."""
+    if schema.exposures is None:
+        return {"behaviours": tuple(dict.fromkeys((*schema.side_numeric, *schema.context.numeric)))}
+    return {"behaviours": schema.side_numeric, "exposures": schema.context.numeric}

@@ -11,7 +11,8 @@ from hashtab.features.schema import Pool, Schema
 from hashtab.features.sources import ITEM, SPLIT, USER
 from hashtab.features.storage import write_arrow, write_text
 
-ROW, INDEX, HASH, KEY = "_row", "_index", "_hash", "_key"
+# Columns of our own begin with "_", features never do, so that none can take the place of another.
+ROW, INDEX, HASH, KEY, CODE = "_row", "_index", "_hash", "_key", "_code"
 
 
 def write_tables(schema: Schema, folder: Path) -> None:
@@ -63,9 +64,9 @@ def _catalogue(
     if features is not None:
         catalogue = catalogue.join(features, on=ITEM, how="left", maintain_order="left")
     known = catalogue.filter(pl.col(ITEM).is_in(trained.implode()))
-    learned = {schema.item_name: encoders.fit("categorical", [trained])}
+    learned = {schema.item_name: encoders.fit("categorical", trained)}
     for kind, names in (("categorical", schema.item_categorical), ("numeric", schema.item_numeric)):
-        learned |= {name: encoders.fit(kind, [known[name]]) for name in names}
+        learned |= {name: encoders.fit(kind, known[name]) for name in names}
     encoded = {
         name: learned[name].encode(pl.col(name)) for name in learned if name != schema.item_name
     }
@@ -88,7 +89,7 @@ def _log_vocabularies(
     ):
         for name in names:
             values.setdefault(name, []).append(_distinct(_training(log), name))
-    return {name: encoders.fit("categorical", series) for name, series in values.items()}
+    return {name: encoders.fit("categorical", pl.concat(parts)) for name, parts in values.items()}
 
 
 def _write_pool(
@@ -118,20 +119,20 @@ def _write_pool(
         sources.pool(declared)
         .join(keys.lazy(), on=declared.on)
         .join(rows.lazy().select(ITEM, ROW), on=ITEM)
-        .select(code.alias("code"), SPLIT, *names)
+        .select(code.alias(CODE), SPLIT, *names)
         .collect(engine="streaming")
     )
     learned = {
-        name: encoders.fit(kind, [shown.filter(SPLIT)[name]])
+        name: encoders.fit(kind, shown.filter(SPLIT)[name])
         for kind in ("categorical", "numeric")
         for name in getattr(declared, kind)
     }
     encoded = (
-        shown.select("code", **{name: learned[name].encode(pl.col(name)) for name in names})
-        .sort("code", *names)
-        .filter(pl.col("code") != pl.col("code").shift(1).fill_null(-1))
+        shown.select(CODE, **{name: learned[name].encode(pl.col(name)) for name in names})
+        .sort(CODE, *names)
+        .filter(pl.col(CODE) != pl.col(CODE).shift(1).fill_null(-1))
     )
-    row = (encoded["code"] % items.height).cast(pl.Int32)
+    row = (encoded[CODE] % items.height).cast(pl.Int32).alias(ROW)
     write_arrow(folder / "pool_keys.arrow", keys.drop(SPLIT))
-    write_arrow(folder / "pool.arrow", encoded.with_columns(row=row))
+    write_arrow(folder / "pool.arrow", encoded.with_columns(row))
     return learned

@@ -8,7 +8,7 @@ import polars as pl
 
 from hashtab.features import sources
 from hashtab.features.errors import DataError
-from hashtab.features.schema import SPLITS, Behaviours, Exposures, Schema
+from hashtab.features.schema import SPLITS, Behaviours, Exposures, Items, Pool, Schema
 from hashtab.features.sources import SPLIT, TIME, USER
 
 Types = dict[str, pl.DataType]
@@ -27,6 +27,12 @@ class _Rule:
     message: str
 
 
+_WHOLE = ("integer", "unsigned")
+_NUMBERS = (*_WHOLE, "number", "boolean")
+_DATES = ("datetime", "datetime with a time zone", "date")
+_SINGLE = (*_NUMBERS, *_DATES, "text")
+
+
 def check(schema: Schema) -> None:
     """Check all declared files.
 
@@ -36,13 +42,15 @@ def check(schema: Schema) -> None:
             without rows, an item described twice, types of keys that differ between tables, one
             class only, a split without rows or out of time's order, no user with a history.
     """
-    types = {"log": _check_log(schema, schema.log)}
+    types = _check_log(schema, schema.log)
     if schema.exposures is not None and schema.exposures is not schema.log:
-        types["exposures"] = _check_log(schema, schema.exposures)
-        _same_kind(schema.log.user, types["log"], schema.exposures.user, types["exposures"])
-        _same_kind(schema.log.item, types["log"], schema.exposures.item, types["exposures"])
-    _check_items(schema, types["log"])
-    _check_pool(schema, types["log"])
+        exposed = _check_log(schema, schema.exposures)
+        _same_kind(schema.log.user, types, schema.exposures.user, exposed)
+        _same_kind(schema.log.item, types, schema.exposures.item, exposed)
+        for name in {*schema.side_categorical} & {*schema.context.categorical}:
+            _same_kind(name, types, name, exposed)
+    _check_items(schema, types)
+    _check_pool(schema, types)
     _check_splits(schema)
     _check_common_users(schema)
 
@@ -51,7 +59,7 @@ def _check_log(schema: Schema, log: Behaviours | Exposures) -> Types:
     role = "exposures" if isinstance(log, Exposures) else "behaviours"
     columns = sources.log_columns(schema, log)
     first: tuple[str, Types] | None = None
-    for name, frame in sources.parts(log, role):
+    for name, frame in sources.parts(log, role, sources.numeric_columns(schema, log)):
         types = sources.column_types(frame, name, columns)
         first = first or (name, types)
         _same_types(first, (name, types))
@@ -63,7 +71,7 @@ def _check_log(schema: Schema, log: Behaviours | Exposures) -> Types:
         if isinstance(log, Exposures):
             rules.append(_label_rule(log.label))
         rules += [_null_rule(column) for column in _integer_columns(schema)]
-        _check_rows(name, frame, rules)
+        _check_rows(name, frame, rules, list(types))
     if isinstance(log, Exposures):
         _check_classes(log)
     assert first is not None  # `paths` found at least one file
@@ -85,9 +93,13 @@ def _same_types(first: tuple[str, Types], other: tuple[str, Types]) -> None:
 
 def _kind(dtype: pl.DataType) -> str:
     """Group types that mean the same to a schema."""
+    if dtype == pl.UInt64:
+        return "unsigned"
+    if isinstance(dtype, pl.Datetime) and dtype.time_zone is not None:
+        return "datetime with a time zone"
     if dtype.is_integer():
         return "integer"
-    if dtype.is_float():
+    if dtype.is_float() or dtype.is_decimal():
         return "number"
     if isinstance(dtype, (pl.Categorical, pl.Enum, pl.String)):
         return "text"
@@ -100,19 +112,19 @@ def _check_types(name: str, log: Behaviours | Exposures, types: Types, schema: S
         keys.append(log.session)
     for column in keys:
         # A float key is told apart below: pandas writes integers so where some are missing.
-        _want(name, column, types, ("integer", "text", "number"), "integers or strings")
+        _want(name, column, types, (*_WHOLE, "text", "number"), "integers or strings")
     if isinstance(log, Exposures):
-        _want(name, log.label, types, ("integer", "number", "boolean"), "0 and 1")
+        _want(name, log.label, types, _NUMBERS, "0 and 1")
     for column in _integer_columns(schema):
-        _want(name, column, types, ("integer",), "integers")
-    _want(name, log.time, types, ("integer", "number", "datetime", "date"), "times or numbers")
-    numeric = schema.side_numeric if isinstance(log, Behaviours) else ()
-    for column in (
-        *numeric,
-        *(schema.context.numeric if log is sources.requests_log(schema) else ()),
-    ):
-        _want(name, column, types, ("integer", "number", "boolean"), "numbers")
-    if _kind(types[log.time]) in ("integer", "number") and log.time_unit is None:
+        _want(name, column, types, _WHOLE, "integers")
+    _want(name, log.time, types, (*_WHOLE, "number", *_DATES), "times or numbers")
+    requested = log is sources.requests_log(schema)
+    categorical = schema.side_categorical if isinstance(log, Behaviours) else ()
+    for column in (*categorical, *(schema.context.categorical if requested else ())):
+        _want(name, column, types, _SINGLE, "single values")
+    for column in sources.numeric_columns(schema, log):
+        _want(name, column, types, _NUMBERS, "numbers")
+    if _kind(types[log.time]) in (*_WHOLE, "number") and log.time_unit is None:
         raise DataError(
             f"file {name}: column {log.time!r} (role time) holds numbers; "
             "say their unit in the schema: time_unit is one of s, ms, us, ns"
@@ -135,7 +147,9 @@ def _key_rules(columns: Sequence[str], types: Types) -> list[_Rule]:
     rules = []
     for column in columns:
         if _kind(types[column]) == "number":
-            missing = pl.col(column).is_null() | pl.col(column).is_nan()
+            missing = pl.col(column).is_null()
+            if types[column].is_float():
+                missing = missing | pl.col(column).is_nan()
             rules.append(_Rule(column, missing, "is missing (NaN); drop or repair the row"))
             rules.append(
                 _Rule(
@@ -177,11 +191,15 @@ def _label_rule(column: str) -> _Rule:
     return _Rule(column, bad, "must be 0 or 1, is {value}")
 
 
-def _check_rows(name: str, frame: pl.LazyFrame, rules: list[_Rule]) -> None:
-    """Apply all rules in one streaming pass; look for the row only where one is broken."""
+def _check_rows(name: str, frame: pl.LazyFrame, rules: list[_Rule], columns: Sequence[str]) -> None:
+    """Read all columns and apply all rules in one streaming pass.
+
+    The row is looked for only where a rule is broken.
+    """
     counts = frame.select(
         pl.len().alias("rows"),
         *(rule.bad.any().alias(str(i)) for i, rule in enumerate(rules)),
+        *(pl.col(column).null_count().name.prefix("nulls_") for column in columns),
     )
     try:
         found = counts.collect(engine="streaming").row(0, named=True)
@@ -242,12 +260,8 @@ def _check_items(schema: Schema, log_types: Types) -> None:
         schema.items.numeric,
     )
     columns = [("item", item), *(("feature", name) for name in (*categorical, *numeric))]
-    for name, frame in sources.parts(schema.items, "items"):
-        types = sources.column_types(frame, name, columns)
-        _same_kind(schema.item_name, log_types, item, types)
-        for column in numeric:
-            _want(name, column, types, ("integer", "number", "boolean"), "numbers")
-        _check_rows(name, frame, _key_rules([item], types))
+    types = _check_keyed(schema.items, "items", columns)
+    _same_kind(schema.item_name, log_types, item, types)
     described = sources.items(schema)
     assert described is not None  # items are declared
     twice = described.group_by(sources.ITEM).len().filter(pl.col("len") > 1).head(1).collect()
@@ -263,14 +277,27 @@ def _check_pool(schema: Schema, log_types: Types) -> None:
         return
     features = [("feature", n) for n in (*schema.pool.categorical, *schema.pool.numeric)]
     columns = [("item", schema.pool.item), *(("on", n) for n in schema.pool.on), *features]
-    for name, frame in sources.parts(schema.pool, "pool"):
+    types = _check_keyed(schema.pool, "pool", columns)
+    _same_kind(schema.item_name, log_types, schema.pool.item, types)
+    for column in schema.pool.on:
+        _same_kind(column, log_types, column, types)
+
+
+def _check_keyed(table: Items | Pool, role: str, columns: list[tuple[str, str]]) -> Types:
+    """Check the files of a table of items; return the types of the first."""
+    first: tuple[str, Types] | None = None
+    for name, frame in sources.parts(table, role, table.numeric):
         types = sources.column_types(frame, name, columns)
-        _same_kind(schema.item_name, log_types, schema.pool.item, types)
-        for column in schema.pool.on:
-            _same_kind(column, log_types, column, types)
-        for column in schema.pool.numeric:
-            _want(name, column, types, ("integer", "number", "boolean"), "numbers")
-        _check_rows(name, frame, _key_rules([schema.pool.item], types))
+        first = first or (name, types)
+        _same_types(first, (name, types))
+        for column in table.categorical:
+            _want(name, column, types, _SINGLE, "single values")
+        for column in table.numeric:
+            _want(name, column, types, _NUMBERS, "numbers")
+        _want(name, table.item, types, (*_WHOLE, "text", "number"), "integers or strings")
+        _check_rows(name, frame, _key_rules([table.item], types), list(types))
+    assert first is not None  # `paths` found at least one file
+    return first[1]
 
 
 def _check_splits(schema: Schema) -> None:

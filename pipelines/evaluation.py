@@ -7,11 +7,11 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from hashtab.features.dataset import Batch, Dataset
 from hashtab.features.metrics import Metrics, standard_slices
-from hashtab.models.ctr import TensorBatch
+from hashtab.models.ctr import ClickModel, TensorBatch
 from hashtab.pipelines.ranks import Ranks
 from hashtab.pipelines.settings import OptimiserSettings
 
@@ -73,7 +73,7 @@ class Predictions:
 
 
 def predict(
-    model: nn.Module,
+    model: ClickModel,
     dataset: Dataset,
     split: str,
     settings: OptimiserSettings,
@@ -82,16 +82,15 @@ def predict(
     """Score a split with `model`, each user on one worker; None on all workers but the first."""
     model.eval()
     per_rank = max(1, settings.samples_per_batch // ranks.size)
-    batches = dataset.batches(
-        split, per_rank, settings.history_limit, rank=ranks.rank, world_size=ranks.size
-    )
+    limit = model.settings.history_limit
+    batches = dataset.batches(split, per_rank, limit, rank=ranks.rank, world_size=ranks.size)
     parts = [Predictions.of(batch, _probabilities(model, batch, ranks.device)) for batch in batches]
     gathered = ranks.gather(Predictions.join(parts))
     return Predictions.join(gathered) if gathered else None
 
 
 @torch.inference_mode()
-def _probabilities(model: nn.Module, batch: Batch, device: torch.device) -> NDArray[np.float64]:
+def _probabilities(model: ClickModel, batch: Batch, device: torch.device) -> NDArray[np.float64]:
     with mixed_precision(device):
         logits: Tensor = model(TensorBatch.from_numpy(batch).to(device))
     # In float64, so that confident scores stay apart and ranks are those of the logits.

@@ -29,13 +29,13 @@ class Ranks:
         """Whether this is the worker that writes and speaks for all."""
         return self.rank == 0
 
-    def total(self, number: float) -> float:
-        """Return the sum of every worker's number."""
+    def totals(self, *numbers: float) -> tuple[float, ...]:
+        """Return the sum of every worker's number, for each of several numbers."""
         if self.size == 1:
-            return number
-        numbers = torch.tensor(number, dtype=torch.float64, device=self.device)
-        distributed.all_reduce(numbers)
-        return float(numbers)
+            return numbers
+        sums = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        distributed.all_reduce(sums)
+        return tuple(sums.tolist())
 
     def gather(self, part: T) -> list[T]:
         """Return every worker's part, in order, on the first worker; an empty list elsewhere."""

@@ -1,6 +1,5 @@
 """Settings of one training: what decides its result, and where and how it runs."""
 
-import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass, field
@@ -24,7 +23,6 @@ class OptimiserSettings:
         patience: stop after so many epochs without a better validation gAUC.
         samples_per_batch: samples of one step on average, shared by all workers, so that a training
             is the same whatever their number; users are never torn apart.
-        history_limit: behaviours a user's first sample of a batch sees at most, the latest.
     """
 
     learning_rate: float = 1e-3
@@ -34,11 +32,10 @@ class OptimiserSettings:
     epochs: int = 3
     patience: int = 2
     samples_per_batch: int = 2048
-    history_limit: int | None = 2000
 
     def __post_init__(self) -> None:
         _positive(self, "learning_rate", "embedding_learning_rate", "epochs", "patience")
-        _positive(self, "samples_per_batch", "history_limit")
+        _positive(self, "samples_per_batch")
         if self.weight_decay < 0:
             raise SettingsError(f"weight_decay must not be negative, got {self.weight_decay}")
 
@@ -96,7 +93,7 @@ class TrainSettings:
                 "workers must divide optimiser.samples_per_batch, "
                 f"got {self.workers} and {self.optimiser.samples_per_batch}"
             )
-        if self.run_name is not None and Path(self.run_name).name != self.run_name:
+        if self.run_name in ("", "..") or Path(self.run_name or "").name != (self.run_name or ""):
             raise SettingsError(f"run_name must be the name of a folder, got {self.run_name!r}")
 
 
@@ -130,9 +127,3 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
     """Say in words which of two identities' values differ; empty if none does."""
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     return ", ".join(f"{name} was {before.get(name)!r}, now {now.get(name)!r}" for name in names)
-
-
-def as_plain(settings: TrainSettings) -> dict[str, Any]:
-    """Return the settings as nested plain data, as YAML and JSON hold them."""
-    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(settings)))
-    return plain

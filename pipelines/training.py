@@ -71,8 +71,6 @@ def train(training: Training, listen: Listener) -> tuple[ClickModel, Progress]:
     progress = checkpoints.restore(
         training.checkpoint, training.identity, batches, model, optimiser
     )
-    if not ranks.first:
-        progress = replace(progress, loss=0.0)  # what the checkpoint holds is the sum of all
     forward = _distributed(model, ranks)
     listen("start", progress)
     while progress.epoch < settings.epochs and progress.waited() < settings.patience:
@@ -133,9 +131,9 @@ def train_epoch(
 def step(
     training: Training, forward: nn.Module, optimiser: Optimizer, progress: Progress, batch: Batch
 ) -> tuple[float, int]:
-    """Take one optimiser step; return the loss summed over this worker's samples, and all's number.
+    """Take one optimiser step; return the summed loss and the samples of all workers.
 
-    The gradient is that of the mean loss over the samples of all workers.
+    The gradient is that of the mean loss over these samples.
     """
     ranks, settings = training.ranks, training.settings
     total = progress.batches * settings.optimiser.epochs
@@ -144,15 +142,15 @@ def step(
         group["lr"] = fall * group["initial_lr"]
     torch.manual_seed(seed_of(settings.seed, progress.epoch, progress.batch, ranks.rank))
     tensors = TensorBatch.from_numpy(batch).to(ranks.device)
-    samples = int(ranks.total(len(batch.labels)))
     with mixed_precision(ranks.device):
         logits = forward(tensors)
     loss = binary_cross_entropy_with_logits(logits, tensors.labels, reduction="sum")
+    total_loss, samples = ranks.totals(loss.item(), len(batch.labels))
     optimiser.zero_grad(set_to_none=True)
     # Workers' gradients are averaged, so each brings its share of the mean times their number.
     (loss * (ranks.size / samples)).backward()
     optimiser.step()
-    return loss.item(), samples
+    return total_loss, int(samples)
 
 
 def build(training: Training) -> tuple[ClickModel, Optimizer]:
@@ -185,7 +183,7 @@ def _batches(training: Training, progress: Progress) -> Iterator[Batch]:
     return training.dataset.batches(
         "train",
         _samples_per_batch(training),
-        training.settings.optimiser.history_limit,
+        training.settings.model.history_limit,
         shuffle_seed=seed_of(training.settings.seed, progress.epoch),
         rank=ranks.rank,
         world_size=ranks.size,
@@ -211,7 +209,7 @@ def _close_epoch(training: Training, model: ClickModel, progress: Progress) -> P
     found = predict(model, training.dataset, "validation", settings, ranks)
     epoch = Epoch(
         number=progress.epoch + 1,
-        loss=ranks.total(progress.loss) / progress.samples,
+        loss=progress.loss / progress.samples,
         seconds=progress.seconds,
         samples_per_s=progress.samples / progress.seconds,
         validation=found.metrics() if found else {},
@@ -222,6 +220,5 @@ def _close_epoch(training: Training, model: ClickModel, progress: Progress) -> P
 
 
 def _save(training: Training, progress: Progress, model: ClickModel, optimiser: Optimizer) -> None:
-    progress = replace(progress, loss=training.ranks.total(progress.loss))
     if training.ranks.first:
         checkpoints.save(training.checkpoint, training.identity, progress, model, optimiser)

@@ -438,7 +438,8 @@ int NAME(sdim_attend_at_backward)(const REAL *grad, const REAL *values, const in
                                                       last);
                 NAME(row_gradients)(&walk, &table, grad + query_offsets[u] * size, found,
                                     gradients);
-                NAME(attend_backward)(&walk, found, gradients, &gathered, before, own);
+                NAME(attend_backward)(&walk, found, gradients, &gathered,
+                                      last < rows ? before : NULL, own);
             }
         }
         free(zero);

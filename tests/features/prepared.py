@@ -27,16 +27,16 @@ def histories(folder: Path) -> pl.DataFrame:
     for path in sorted((folder / "histories").glob("*")):
         users = pl.read_ipc(folder / "users" / path.name)
         lengths = users["history_end"].diff().fill_null(users["history_end"].first())
-        owner = users["user"].repeat_by(lengths).explode(empty_as_null=False)
-        parts.append(pl.read_ipc(path).with_columns(owner.alias("user")))
+        owner = users["_index"].repeat_by(lengths).explode(empty_as_null=False)
+        parts.append(pl.read_ipc(path).with_columns(owner.alias("_index")))
     return _raw(folder, pl.concat(parts), ordered=False)
 
 
 def _raw(folder: Path, frame: pl.DataFrame, ordered: bool = True) -> pl.DataFrame:
     users = pl.read_ipc(folder / "tables" / "users.arrow")["_user"]
     items = pl.read_ipc(folder / "tables" / "catalogue.arrow")["_item"]
-    raw = frame.with_columns(user=users.gather(frame["user"]), item=items.gather(frame["row"]))
-    raw = raw.drop("row")
+    raw = frame.with_columns(_user=users.gather(frame["_index"]), _item=items.gather(frame["_row"]))
+    raw = raw.drop("_index", "_row").rename(lambda name: name.removeprefix("_"))
     return raw.sort(sorted(raw.columns)) if ordered else raw
 
 

@@ -200,6 +200,8 @@ PLAIN: dict[str, Any] = {
         ({"behaviours": {"files": "a.csv"}}, "needs the key 'user'"),
         ({"context": {"time": ["minute"]}}, "must be one of ['hour', 'weekday']"),
         ({"context": {"categorical": ["i"]}}, "'i' is named twice, as item and as context"),
+        ({"counters": ["i", "i"]}, "'i' is named twice"),
+        ({"behaviours": LOG | {"files": 3}}, "schema.behaviours.files must be"),
         ({"counters": ["colour"]}, "counters must be the item column"),
         ({"negatives": []}, "needs negatives"),
         ({"negatives": [{"name": "a", "scheme": "hard"}]}, "scheme must be one of"),
@@ -244,6 +246,7 @@ def test_dates_in_yaml_need_no_quotes(tmp_path: Path) -> None:
         (Path.exists, "cannot be read"),
         (lambda path: path.write_text("name: [a"), "is not YAML"),
         (lambda path: path.write_text("- a"), "must be a mapping"),
+        (lambda path: path.write_text("name: a\nname: b"), "the key 'name' stands there twice"),
     ],
 )
 def test_a_schema_file_that_is_none(

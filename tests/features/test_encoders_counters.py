@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hashtab.features import encoders
 from hashtab.features.counters import count_before
-from hashtab.features.encoders import Encoder, Scaler, Vocabulary
+from hashtab.features.encoders import Encoder, Moments, Scaler, Vocabulary
 from hashtab.features.tables import stable_hash
 from tests.features import logs, prepared
 
@@ -80,17 +80,43 @@ def test_a_vocabulary_without_values_knows_nothing() -> None:
 
 def test_a_scaler_gives_standard_units_and_zero_for_missing() -> None:
     values = pl.Series([1.0, 3.0, None, float("nan"), float("inf")])
-    scaler = Scaler.fit(values)
+    scaler = Scaler.of(Moments.of(values))
     assert (scaler.mean, scaler.std) == (2.0, 1.0)
     scaled = pl.DataFrame({"x": values}).select(scaler.encode(pl.col("x")))["x"]
     assert scaled.to_list() == [-1.0, 1.0, 0.0, 0.0, 0.0]
     assert scaled.dtype == pl.Float32
 
 
-@pytest.mark.parametrize("values", [[5.0, 5.0], [None, None]])
+@pytest.mark.parametrize("values", [[5.0, 5.0], [0.1] * 100, [None, None]])
 def test_a_scaler_of_values_that_do_not_vary_stays_finite(values: list[float | None]) -> None:
-    scaler = Scaler.fit(pl.Series(values, dtype=pl.Float64))
+    scaler = Scaler.of(Moments.of(pl.Series(values, dtype=pl.Float64)))
     assert scaler.std == 1.0
+
+
+@given(
+    values=st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=60),
+    cuts=st.lists(st.integers(0, 60), max_size=4),
+)
+def test_a_scale_does_not_depend_on_how_its_values_were_cut(
+    values: list[float], cuts: list[int]
+) -> None:
+    parts = np.split(np.array(values), sorted(min(cut, len(values)) for cut in cuts))
+    moments = Moments()
+    for part in parts:
+        moments += Moments.of(pl.Series(part))
+    cut, whole = Scaler.of(moments), Scaler.of(Moments.of(pl.Series(values)))
+    assert cut.mean == pytest.approx(whole.mean, rel=1e-5, abs=1e-5 * whole.std)
+    assert cut.std == pytest.approx(whole.std, rel=1e-5)
+
+
+def test_a_value_too_large_for_float32_is_no_infinity() -> None:
+    scaled = pl.DataFrame({"x": [1e300]}).select(Scaler(0.0, 1.0).encode(pl.col("x")))["x"]
+    assert scaled.to_list() == [0.0]
+
+
+def test_a_category_that_is_not_a_number_is_missing() -> None:
+    vocabulary = Vocabulary.fit(pl.Series([1.0, float("nan"), 2.0]))
+    assert vocabulary.values == ("1.0", "2.0")
 
 
 def test_encoders_survive_storage(tmp_path: Path) -> None:

@@ -19,7 +19,12 @@ HISTORY_ENCODERS = sorted(set(ENCODERS) - {"none"})
 
 
 def _model(
-    encoder: str, *, counters: bool = True, window: int = 5, dropout: float = 0.1
+    encoder: str,
+    *,
+    counters: bool = True,
+    window: int = 5,
+    dropout: float = 0.1,
+    history_limit: int | None = None,
 ) -> ClickModel:
     torch.manual_seed(0)
     settings = ClickModelSettings(
@@ -28,6 +33,7 @@ def _model(
         planes=24,
         tau=3,
         window=window,
+        history_limit=history_limit,
         hidden=(16,),
         dropout=dropout,
         counters=counters,
@@ -88,6 +94,17 @@ def test_the_short_window_holds_exactly_so_many_behaviours(encoder: str) -> None
     inside = model(batch_of([2, 3, 8, *history[3:]], cuts=[6], candidates=[9]))
     torch.testing.assert_close(outside, score, **CLOSE)
     assert not torch.allclose(inside, score, **CLOSE)
+
+
+@pytest.mark.parametrize("encoder", HISTORY_ENCODERS)
+def test_a_limit_holds_for_every_sample_of_a_user(encoder: str) -> None:
+    # A batch holds what its first sample may see; a later one must not see more for that.
+    model = _model(encoder, counters=False, history_limit=4)
+    history = [2, 3, 4, 5, 6, 7]
+    first, last = model(batch_of(history, cuts=[4, 6], candidates=[9, 9]))
+    alone = model(batch_of(history[2:], cuts=[4], candidates=[9]))
+    torch.testing.assert_close(last, alone[0], **CLOSE)
+    assert not torch.allclose(first, last, **CLOSE)
 
 
 @pytest.mark.parametrize("encoder", ["sdim", "sdim_long_short"])
@@ -286,6 +303,7 @@ def test_counters_that_the_data_lacks_are_refused() -> None:
         ({"tau": 0}, "tau must be between 1 and 16"),
         ({"dropout": 1.0}, "dropout must be in"),
         ({"hidden": (8, 0)}, "hidden widths must be positive"),
+        ({"history_limit": 0}, "history_limit must be positive"),
         ({"embedding_size": 0}, "embedding_size must be positive"),
         ({"encoder": "sidm"}, "did you mean 'sdim'"),
     ],

@@ -19,14 +19,15 @@ from hashtab.pipelines.settings import OptimiserSettings, TrainSettings
 USERS, ITEMS, KINDS, DAYS = 60, 50, 5, 40
 START = datetime(2024, 1, 1)
 
-SMALL_MODEL = ClickModelSettings(embedding_size=8, planes=12, tau=3, hidden=(16,), dropout=0.1)
+SMALL_MODEL = ClickModelSettings(
+    embedding_size=8, planes=12, tau=3, history_limit=50, hidden=(16,), dropout=0.1
+)
 SMALL_OPTIMISER = OptimiserSettings(
     learning_rate=1e-2,
     embedding_learning_rate=5e-2,
     epochs=4,
     patience=4,
     samples_per_batch=64,
-    history_limit=50,
 )
 
 

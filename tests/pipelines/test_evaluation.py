@@ -1,11 +1,18 @@
 """Metrics are exact and count rule and calibration are what they say."""
 
+from dataclasses import asdict, replace
+
 import numpy as np
+import pytest
+import torch
 
 from hashtab.features.dataset import Dataset
 from hashtab.features.metrics import gauc
+from hashtab.models.ctr import ClickModel, FeatureSpec, TensorBatch
 from hashtab.pipelines.count_rule import apply_count_rule, count_scores
-from hashtab.pipelines.evaluation import Predictions
+from hashtab.pipelines.evaluation import Predictions, predict
+from hashtab.pipelines.ranks import Ranks
+from tests.pipelines.conftest import SMALL_MODEL, SMALL_OPTIMISER
 
 
 def predictions(n: int = 1000) -> Predictions:
@@ -37,6 +44,22 @@ def test_slices_cover_history_length_and_repetition() -> None:
     by_length = ["history_0", "history_1_49", "history_50_199", "history_200_499"]
     for names in (by_length, ["item_first", "item_repeat"]):
         assert sum(found[f"samples/{name}"] for name in names) == found["samples"]
+
+
+@pytest.mark.parametrize("encoder", ["sdim", "mean", "full_target_attention"])
+def test_a_score_does_not_depend_on_what_its_batch_leaves_out(
+    encoder: str, dataset: Dataset
+) -> None:
+    torch.manual_seed(0)
+    spec = FeatureSpec.from_dict(asdict(dataset.manifest.features))
+    model = ClickModel(spec, replace(SMALL_MODEL, encoder=encoder, history_limit=7)).eval()
+    found = predict(model, dataset, "test", SMALL_OPTIMISER, Ranks())
+    assert found is not None
+    whole = [
+        model(TensorBatch.from_numpy(batch)).detach().double().sigmoid().numpy()
+        for batch in dataset.batches("test", SMALL_OPTIMISER.samples_per_batch)
+    ]
+    np.testing.assert_allclose(found.scores, np.concatenate(whole), rtol=1e-5)
 
 
 def test_calibration_of_true_probabilities_lies_on_the_diagonal() -> None:

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
         (["--model.tau", "many"], "model.tau"),
         (["--optimiser.epochs", "0"], "epochs must be positive, got 0"),
         (["--optimiser.schedule", "step"], "linear"),
-        (["--optimiser.history_limit", "0"], "history_limit must be positive, got 0"),
+        (["--model.history_limit", "0"], "history_limit must be positive, got 0"),
         (["--optimiser.weight_decay", "-1"], "weight_decay must not be negative, got -1.0"),
         (["--workers", "-1"], "workers must not be negative, got -1"),
         (["--workers", "3"], "workers must divide optimiser.samples_per_batch"),
@@ -57,15 +57,14 @@ def test_a_yaml_file_holds_settings_and_options_overrule_it(tmp_path: Path) -> N
             {
                 "seed": 7,
                 "resume": True,
-                "model": {"encoder": "mean", "hidden": [8, 4]},
-                "optimiser": {"history_limit": None},
+                "model": {"encoder": "mean", "hidden": [8, 4], "history_limit": None},
             }
         )
     )
     settings = parse(TrainSettings, ["--config", str(path), "--model.encoder", "din"], None)
     assert (settings.seed, settings.resume) == (7, True)
     assert (settings.model.encoder, settings.model.hidden) == ("din", (8, 4))
-    assert settings.optimiser.history_limit is None
+    assert settings.model.history_limit is None
     assert settings.optimiser.epochs == TrainSettings().optimiser.epochs
 
 

@@ -18,19 +18,25 @@ if TYPE_CHECKING:  # the settings check their encoder against the table below
 
 
 def _sdim(settings: ClickModelSettings) -> HashSampledAttention:
-    return HashSampledAttention(settings.embedding_size, settings.planes, settings.tau)
+    return HashSampledAttention(
+        settings.embedding_size, settings.planes, settings.tau, settings.history_limit
+    )
 
 
 def _target_attention(settings: ClickModelSettings) -> TargetAttention:
-    return TargetAttention(settings.embedding_size, settings.window)
+    return TargetAttention(settings.embedding_size, settings.recent)
+
+
+def _full_target_attention(settings: ClickModelSettings) -> TargetAttention:
+    return TargetAttention(settings.embedding_size, settings.history_limit)
 
 
 ENCODERS: dict[str, Callable[[ClickModelSettings], HistoryEncoder]] = {
     "none": lambda _: NoHistory(),
-    "mean": lambda settings: MeanPooling(settings.embedding_size),
-    "din": lambda settings: DeepInterest(settings.embedding_size, settings.window),
+    "mean": lambda settings: MeanPooling(settings.embedding_size, settings.history_limit),
+    "din": lambda settings: DeepInterest(settings.embedding_size, settings.recent),
     "target_attention": _target_attention,
-    "full_target_attention": lambda settings: TargetAttention(settings.embedding_size),
+    "full_target_attention": _full_target_attention,
     "sdim": _sdim,
     "sdim_long_short": lambda settings: LongShort(_sdim(settings), _target_attention(settings)),
 }

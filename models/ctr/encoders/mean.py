@@ -8,19 +8,23 @@ from hashtab.models.ctr.ragged import visible_range
 
 
 class MeanPooling(HistoryEncoder):
-    """Average all behaviours that a sample sees.
+    """Average the behaviours that a sample sees.
 
     Args:
         size: length D of a behaviour's vector.
+        last: behaviours that a sample sees, the latest; all of them when None.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, last: int | None = None) -> None:
         super().__init__()
         self.output_size = size
+        self.last = last
 
     def forward(self, users: EmbeddedUsers) -> Tensor:
         """Return `[Q, D]`."""
-        begin, end = visible_range(users.history_offsets, users.sample_offsets, users.cuts)
+        begin, end = visible_range(
+            users.history_offsets, users.sample_offsets, users.cuts, self.last
+        )
         # One running sum over a whole batch would lose float32's digits in its differences.
         running = pad(users.behaviours.double().cumsum(0), (0, 0, 1, 0))
         total = (running[end] - running[begin]).to(users.behaviours.dtype)

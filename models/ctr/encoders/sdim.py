@@ -17,6 +17,7 @@ class HashSampledAttention(HistoryEncoder):
         size: length D of a behaviour's vector.
         planes: number M of hash planes.
         tau: bits of a group's code; must divide `planes`.
+        last: behaviours that a sample sees, the latest; all of them when None.
 
     Attributes:
         planes: `[D, M]` float32, drawn once from N(0, 1); a buffer, so the state dict carries it
@@ -26,10 +27,11 @@ class HashSampledAttention(HistoryEncoder):
 
     planes: Tensor
 
-    def __init__(self, size: int, planes: int, tau: int) -> None:
+    def __init__(self, size: int, planes: int, tau: int, last: int | None = None) -> None:
         super().__init__()
         self.output_size = size
         self.tau = tau
+        self.last = last
         self.register_buffer("planes", torch.randn(size, planes, dtype=torch.float32))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -49,4 +51,5 @@ class HashSampledAttention(HistoryEncoder):
             users.cuts,
             self.planes,
             self.tau,
+            last=self.last,
         )
