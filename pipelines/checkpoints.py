@@ -4,10 +4,12 @@ It is a file of our own rather than Ray's, so that one form serves training in t
 number of workers and a driver that was killed, and nothing resumes unasked.
 """
 
+import errno
 import hashlib
 import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -20,7 +22,11 @@ FORMAT = 1
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that does not belong to this training: says what differs."""
+    """A checkpoint that cannot be used or written: says why, and what to do about it."""
+
+
+class DiskFullError(CheckpointError):
+    """A file that the disk has no room for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +60,7 @@ class Progress:
     Args:
         batches: of an epoch, on each worker.
         batch: steps done in the epoch that is under way.
-        loss: summed over the samples of those steps.
+        loss: summed over the samples of those steps, over all workers.
         samples: of those steps, over all workers.
         seconds: that those steps took.
         total_seconds: of everything so far, evaluation included.
@@ -128,10 +134,29 @@ def save(
 
 
 def write_atomically(path: Path, content: dict[str, Any]) -> None:
-    """`torch.save` under a temporary name, then rename."""
+    """`torch.save` under a temporary name, then rename.
+
+    Raises:
+        DiskFullError: if the disk is full; nothing is left of what was written.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    torch.save(content, temporary)
-    temporary.replace(path)
+    try:
+        torch.save(content, temporary)
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        if not _says_full(error):
+            raise
+        raise DiskFullError(
+            f"{path} cannot be written, its disk is full: free some space and go on with --resume"
+        ) from error
+
+
+def _says_full(error: OSError | RuntimeError) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    # What torch's writer of zip files makes of a short write; it does not say why.
+    return "inline_container" in str(error) or "PytorchStreamWriter" in str(error)
 
 
 def restore(
@@ -151,17 +176,30 @@ def restore(
         optimiser: of its parameters.
 
     Raises:
-        CheckpointError: if the checkpoint was written for other data, settings or hash planes.
+        CheckpointError: if the checkpoint was written for other data, settings or hash planes, or
+            cannot be read.
     """
     if not path.exists():
         return Progress(batches=batches)
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    content = _read(path)
     _check(path, content, identity, batches, planes_digest(model))
     model.load_state_dict(content["model"])
     optimiser.load_state_dict(content["optimiser"])
     plain = content["progress"]
     plain["epochs"] = tuple(Epoch(**epoch) for epoch in plain["epochs"])
     return Progress(**{**plain, "best_model": content["best_model"]})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, UnpicklingError) as error:
+        reason = (str(error).splitlines() or ["it ends too early"])[0]
+        raise CheckpointError(
+            f"{path} cannot be read ({reason}); if it is cut short or damaged, put a whole copy "
+            "in its place, or remove it: --resume then trains from the beginning"
+        ) from error
+    return content
 
 
 def _check(

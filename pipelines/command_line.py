@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, TypeVar, cast, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_type_hints
 
 import jsonargparse
 
@@ -42,11 +42,20 @@ def parse(kind: type[Settings], arguments: list[str] | None, description: str | 
 
 
 def from_plain(kind: type[Settings], plain: Mapping[str, Any]) -> Settings:
-    """Build nested settings from plain data of the right names and types; lists become tuples."""
+    """Build nested settings from plain data of the right names and types; lists become tuples.
+
+    Raises:
+        SettingsError: for a null that a field does not take, or a value where settings are due.
+    """
     hints = get_type_hints(kind)
     values = {name: value for name, value in plain.items() if name in hints}
     for name, value in values.items():
+        # The parser lets a null pass everywhere, and any value in place of nested settings.
+        if value is None and type(None) not in get_args(hints[name]):
+            raise SettingsError(f"{name} must not be null")
         if dataclasses.is_dataclass(hints[name]):
+            if not isinstance(value, Mapping):
+                raise SettingsError(f"{name} must hold settings by name, got {value!r}")
             values[name] = from_plain(cast(type[Any], hints[name]), value)
         elif isinstance(value, list):
             values[name] = tuple(value)

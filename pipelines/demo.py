@@ -4,6 +4,7 @@
 Run again, it reuses what is finished, goes on with what was stopped, and says so.
 """
 
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,7 @@ from hashtab.pipelines.report import next_commands, number, table
 from hashtab.pipelines.runs import Run
 from hashtab.pipelines.settings import OptimiserSettings, TrainSettings
 from hashtab.pipelines.tracking import Tracking
+from hashtab.pipelines.training import check
 
 RULE = "count rule, untrained"
 
@@ -56,6 +58,11 @@ class DemoSettings:
     workers: int = 2
     storage: str = "runs"
     tracking_uri: str = "sqlite:///mlflow.db"
+
+    @property
+    def plots(self) -> Path:
+        """Folder of the plots of all rivals."""
+        return Path(self.storage).resolve() / "rivals"
 
     def rivals(self) -> dict[str, TrainSettings]:
         """Return the settings of the trained rivals by name, the longest trainings first."""
@@ -89,9 +96,14 @@ def open_or_prepare(folder: Path) -> Dataset:
     return Dataset.open(folder)
 
 
-def find(name: str, settings: TrainSettings, manifest: Manifest) -> Run:
-    """Return a rival's run, and say so if it is not new."""
-    run = Run.find_or_resume(settings, manifest)
+def find(name: str, settings: TrainSettings, dataset: Dataset) -> Run:
+    """Return a rival's run, and say so if it is not new.
+
+    Raises:
+        SettingsError: if the data cannot serve the rival.
+    """
+    check(settings, dataset)
+    run = Run.find_or_resume(settings, dataset.manifest)
     if run.published:
         print(f"{name}: trained before, reused from {shown(run.folder)}", file=sys.stderr)
     elif run.begun:
@@ -101,16 +113,22 @@ def find(name: str, settings: TrainSettings, manifest: Manifest) -> Run:
 
 def train_rivals(runs: dict[str, Run], manifest: Manifest, settings: DemoSettings) -> None:
     """Train what is not finished, all on one group of workers, and draw the rivals together."""
-    if all(run.published for run in runs.values()):
-        return
     rivals = list(runs.values())
+    published = all(run.published for run in rivals)
+    if published and settings.plots.exists():
+        return
     tracking = Tracking(settings.tracking_uri, rivals[0].settings.experiment)
-    with cluster(settings.workers, None):
-        train_runs(rivals, manifest, tracking, apart=True)
-    plots = rivals[0].folder.parent / "rivals"
-    plot_rivals({name: run.result.metrics["test"] for name, run in runs.items()}, plots)
+    # Those there may be of other rivals, trained in this storage before.
+    shutil.rmtree(settings.plots, ignore_errors=True)
+    if not published:
+        with cluster(settings.workers, None):
+            train_runs(rivals, manifest, tracking, apart=True)
+    # They get their name last: where it is, all is done.
+    drawn = settings.plots.with_name(".rivals.tmp")
+    plot_rivals({name: run.result.metrics["test"] for name, run in runs.items()}, drawn)
     for run in rivals:
-        tracking.add_artifacts(run, plots)
+        tracking.add_artifacts(run, drawn, settings.plots.name)
+    drawn.rename(settings.plots)
 
 
 def rivals_table(rule: RuleResult, runs: dict[str, Run]) -> str:
@@ -136,10 +154,9 @@ def compare(settings: DemoSettings) -> str:
     """Bring every rival to its end and return what to print."""
     dataset = open_or_prepare(Path(settings.data))
     rivals = settings.rivals().items()
-    runs = {name: find(name, rival, dataset.manifest) for name, rival in rivals}
+    runs = {name: find(name, rival, dataset) for name, rival in rivals}
     rule = apply_count_rule(dataset, ("validation", "test"))
     train_rivals(runs, dataset.manifest, settings)
-    best = runs["SDIM + counters"]
     return "\n".join(
         [
             "",
@@ -147,7 +164,7 @@ def compare(settings: DemoSettings) -> str:
             "",
             "run, model and plots of each:",
             *(f"  {name:<22} {shown(run.folder)}" for name, run in runs.items()),
-            f"  {'plots of all rivals':<22} {shown(best.folder.parent / 'rivals')}",
+            f"  {'plots of all rivals':<22} {shown(settings.plots)}",
             "",
             *next_commands(settings.tracking_uri, own_log=True),
         ]

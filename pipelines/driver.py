@@ -33,7 +33,8 @@ def train_runs(
         apart: each worker trains whole runs by itself, in place of all sharing each.
 
     Raises:
-        SettingsError: if another process is training one of them.
+        SettingsError: if another process is training one of them, or MLflow cannot be used.
+        CheckpointError: if a checkpoint is of another training, or cannot be read or written.
         ray.train.TrainingFailedError: if a worker raised, or was lost too often.
     """
     waiting = [run for run in runs if not run.published]
@@ -43,12 +44,14 @@ def train_runs(
         for run in waiting:
             stack.enter_context(run.locked())
             run.begin(manifest)
-        tails = [Tail(run.log) for run in waiting]
-        fitting = _Background(partial(_fit, waiting, apart))
         followed = [
-            stack.enter_context(Followed(run, tail, partial(tracking.begin, run, manifest.digest)))
-            for run, tail in zip(waiting, tails, strict=True)
+            stack.enter_context(
+                Followed(run, Tail(run.log), partial(tracking.begin, run, manifest.digest))
+            )
+            for run in waiting
         ]
+        followed[0].begin()  # so that a store which cannot be used is met before any training
+        fitting = _Background(partial(_fit, waiting, apart))
         running = True
         while running:
             running = fitting.running()  # asked first: what is written before the end is read
@@ -94,7 +97,7 @@ class Followed:
     Args:
         run: that workers are training.
         tail: of its events.
-        begin: begins its MLflow run, or goes on in it; called when the training starts.
+        begin: begins its MLflow run, or goes on in it; called when the training starts at last.
     """
 
     def __init__(self, run: Run, tail: Tail, begin: Callable[[], TrackedRun]) -> None:
@@ -104,22 +107,28 @@ class Followed:
         self._bar: ProgressBar | None = None
         self._tracked: TrackedRun | None = None
 
+    def begin(self) -> TrackedRun:
+        """Begin its MLflow run if that has not begun."""
+        self._tracked = self._tracked or self._begin()
+        return self._tracked
+
     def follow(self) -> None:
         """Take up what has happened since the last call."""
         finished = self._run.finished  # asked first: what was told before that is then read
         for event in self._tail.read():
-            self._tracked = self._tracked or self._begin()
+            tracked = self.begin()
             self._bar = self._bar or ProgressBar(self._run.name)
             epochs = [build(Epoch, epoch, "epoch") for epoch in event.get("epochs", ())]
             self._bar.show(event, epochs)
-            self._tracked.log_epochs(epochs)
+            tracked.log_epochs(epochs)
         if finished and not self._run.published:
-            self._tracked = self._tracked or self._begin()
-            self._publish(self._tracked)
+            self._publish(self.begin())
 
     def _publish(self, tracked: TrackedRun) -> None:
         result = self._run.result
         plot_run(result, self._run.plots)
+        # Those told to a driver that was killed may be missing.
+        tracked.log_epochs(list(result.epochs))
         tracked.log_result(self._run, result)
         self._run.publish()
         self._tracked = None

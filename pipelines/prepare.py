@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 if __package__ in (None, ""):
@@ -73,20 +74,16 @@ def _call(task: ShardTask, shard: int) -> None:
     task(shard)
 
 
-def on_ray(workers: int, address: str | None) -> RunShards:
+def on_ray(workers: int) -> RunShards:
     """Return a runner of shards as Ray tasks, `workers` at a time; all see the output folder."""
-
-    def run(task: ShardTask, shards: Iterable[int]) -> None:
-        with cluster(workers, address):
-            _run_tasks(task, list(shards), workers)
-
-    return run
+    return partial(_run_tasks, workers)
 
 
-def _run_tasks(task: ShardTask, waiting: list[int], at_a_time: int) -> None:
+def _run_tasks(at_a_time: int, task: ShardTask, shards: Iterable[int]) -> None:
     import ray  # slow to import, and not needed by most
 
     remote = ray.remote(num_cpus=1, max_retries=3)(_call)
+    waiting = list(shards)
     running: list[ray.ObjectRef] = []
     with tqdm(total=len(waiting), desc="shards", unit="shard") as progress:
         while waiting or running:
@@ -130,11 +127,16 @@ def main(arguments: list[str] | None = None) -> int:
         settings = parse(PrepareSettings, arguments, __doc__)
         schema = settings.load_schema()
         folder = Path(settings.output or f"data/{schema.name}")
-        run = on_ray(settings.workers, settings.address) if settings.workers else in_process
-        manifest = prepare(schema, folder, shards=settings.shards, run_shards=run)
+        run = on_ray(settings.workers) if settings.workers else in_process
+        # Opened first, so that one which is not there is met before any work.
+        with cluster(settings.workers, settings.address):
+            manifest = prepare(schema, folder, shards=settings.shards, run_shards=run)
     except (DataError, SettingsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return 130
     print(report(manifest, folder, time.perf_counter() - start))
     return 0
 

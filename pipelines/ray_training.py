@@ -7,12 +7,12 @@ the same way, and Ray's habit of resuming a run name silently never comes into p
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from hashtab.features.dataset import Dataset
-from hashtab.pipelines.checkpoints import CheckpointError, Progress
+from hashtab.pipelines.checkpoints import CheckpointError, DiskFullError, Progress
 from hashtab.pipelines.evaluation import Predictions, predict
 from hashtab.pipelines.events import Teller
 from hashtab.pipelines.ranks import Ranks
@@ -20,6 +20,9 @@ from hashtab.pipelines.runs import Result, Run
 from hashtab.pipelines.saved_model import save_model
 from hashtab.pipelines.settings import TrainSettings
 from hashtab.pipelines.training import Training, train
+
+if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer
 
 
 def fit(runs: Sequence[Run], *, apart: bool = False) -> None:
@@ -30,15 +33,29 @@ def fit(runs: Sequence[Run], *, apart: bool = False) -> None:
         apart: each worker trains whole runs by itself, in place of all sharing each.
 
     Raises:
-        CheckpointError: if a checkpoint is of another training.
+        CheckpointError: if a checkpoint is of another training, or cannot be read or written.
         ray.train.TrainingFailedError: if a worker raised, or was lost too often.
     """
+    from ray.train import WorkerGroupError
+
+    try:
+        refused = _trainer(runs, apart).fit().return_value
+    except WorkerGroupError as error:
+        for failure in error.worker_failures.values():
+            if isinstance(failure, CheckpointError):
+                raise failure from error
+        raise
+    if refused is not None:
+        raise CheckpointError(refused)
+
+
+def _trainer(runs: Sequence[Run], apart: bool) -> "TorchTrainer":
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     settings = runs[0].settings
     logging.getLogger("ray.train").setLevel(logging.WARNING)
-    result = TorchTrainer(
+    return TorchTrainer(
         _work,
         train_loop_config={"runs": list(runs), "apart": apart},
         scaling_config=ScalingConfig(
@@ -52,9 +69,7 @@ def fit(runs: Sequence[Run], *, apart: bool = False) -> None:
             failure_config=FailureConfig(max_failures=settings.max_failures),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
-    ).fit()
-    if result.return_value is not None:
-        raise CheckpointError(result.return_value)
+    )
 
 
 def _work(config: dict[str, Any]) -> str | None:
@@ -62,7 +77,11 @@ def _work(config: dict[str, Any]) -> str | None:
     try:
         _train_share(**config)
     except CheckpointError as error:
-        return str(error)  # raised here, it would be retried, which cannot help
+        # Where this worker alone meets it, Ray is to end the others, which may wait for this one,
+        # and hands on no value but the first worker's.
+        if config["apart"] or isinstance(error, DiskFullError):
+            raise
+        return str(error)  # all refuse alike: raised, it would be retried, which cannot help
     return None
 
 

@@ -50,7 +50,7 @@ def result_table(result: Result) -> str:
     return whole + "\n\n" + table(["test slice", "samples", "gAUC", "AUC"], parts)
 
 
-def summary(run: Run, tracking_uri: str) -> str:
+def summary(run: Run) -> str:
     """Return a finished run's table, where everything lies, and what to do next."""
     result = run.result
     return "\n".join(
@@ -64,9 +64,9 @@ def summary(run: Run, tracking_uri: str) -> str:
             f"run    {shown(run.folder)}",
             f"model  {shown(run.model)}",
             f"plots  {shown(run.plots)}",
-            f"MLflow {tracking_uri}, run {run.tracked_as}",
+            f"MLflow {run.tracked_in}, run {run.tracked_as}",
             "",
-            *next_commands(tracking_uri),
+            *next_commands(run.tracked_in),
         ]
     )
 

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from hashtab.features.manifest import Manifest
 from hashtab.features.plain import build
-from hashtab.features.storage import write_text
+from hashtab.features.storage import TEMPORARY, write_text
 from hashtab.pipelines.checkpoints import Epoch
 from hashtab.pipelines.command_line import SettingsError
 from hashtab.pipelines.settings import TrainSettings, differences, identity, run_name
@@ -102,9 +102,14 @@ class Run:
         found: str | None = self._record()["mlflow_run_id"]
         return found
 
-    def track_as(self, run_id: str) -> None:
-        """Remember the MLflow run, so that a resumed training goes on in it."""
-        self._write(self._record() | {"mlflow_run_id": run_id})
+    @property
+    def tracked_in(self) -> str:
+        """Tracking URI of the store that holds the MLflow run, or is to hold it."""
+        return self._record().get("tracking_uri") or self.settings.tracking_uri
+
+    def track_as(self, run_id: str, tracking_uri: str) -> None:
+        """Remember the MLflow run and its store, so that a resumed training goes on in it."""
+        self._write(self._record() | {"mlflow_run_id": run_id, "tracking_uri": tracking_uri})
 
     @property
     def published(self) -> bool:
@@ -173,6 +178,8 @@ class Run:
     def locked(self) -> Iterator[None]:
         """Hold the run for this process; the lock ends with it, however it ends.
 
+        Files that a killed writer left without their names are removed.
+
         Raises:
             SettingsError: if another process is training this run.
         """
@@ -184,6 +191,8 @@ class Run:
                 raise SettingsError(
                     f"another process is training {self.folder}; wait for it or stop it"
                 ) from error
+            for stray in self.folder.rglob(TEMPORARY):
+                stray.unlink(missing_ok=True)
             yield
 
 

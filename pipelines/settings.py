@@ -93,8 +93,9 @@ class TrainSettings:
                 "workers must divide optimiser.samples_per_batch, "
                 f"got {self.workers} and {self.optimiser.samples_per_batch}"
             )
-        if self.run_name in ("", "..") or Path(self.run_name or "").name != (self.run_name or ""):
-            raise SettingsError(f"run_name must be the name of a folder, got {self.run_name!r}")
+        chosen = self.run_name
+        if chosen is not None and (chosen in ("", "..") or Path(chosen).name != chosen):
+            raise SettingsError(f"run_name must be the name of a folder, got {chosen!r}")
 
 
 def _positive(settings: Any, *names: str) -> None:

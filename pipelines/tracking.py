@@ -4,6 +4,8 @@ import logging
 import os
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +17,13 @@ from hashtab.pipelines.runs import Result, Run
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run as MlflowRun
 
 _QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_LOGGING_LEVEL": "WARNING"}
 _SYSTEM_METRICS_S = 5
 # Steps of this metric tell which epochs a resumed run has already logged.
 _EPOCH_METRIC = "train/loss"
+_ACTIVE = "active"  # and not deleted, which can be undone
 
 
 class Tracking:
@@ -30,7 +34,7 @@ class Tracking:
         experiment: that runs belong to; made if it is not there.
 
     Raises:
-        SettingsError: if the store cannot be used.
+        SettingsError: if the store cannot be used, or the experiment was deleted in it.
     """
 
     def __init__(self, uri: str, experiment: str) -> None:
@@ -40,30 +44,68 @@ class Tracking:
         import mlflow  # slow to import: --help and bad settings need not wait for it
 
         self.uri = uri
-        self._client: MlflowClient = mlflow.MlflowClient(tracking_uri=uri)
-        try:
+        with _said_in_one_line(uri):
+            self._client: MlflowClient = mlflow.MlflowClient(tracking_uri=uri)
             found = self._client.get_experiment_by_name(experiment)
             self._experiment_id: str = (
                 found.experiment_id if found else self._client.create_experiment(experiment)
             )
-        except mlflow.exceptions.MlflowException as error:
-            raise SettingsError(f"MLflow cannot use {uri}: {error}") from error
+        if found and found.lifecycle_stage != _ACTIVE:
+            raise SettingsError(
+                f"the MLflow experiment {experiment!r} (id {found.experiment_id}) is deleted in "
+                f"{uri}: restore it, or choose another --experiment or --tracking_uri"
+            )
 
     def begin(self, run: Run, data_digest: str) -> "TrackedRun":
-        """Begin the MLflow run of a training, or go on in it."""
-        run_id = run.tracked_as
-        if run_id is None:
-            created = self._client.create_run(self._experiment_id, run_name=run.name)
-            run_id = created.info.run_id
-            run.track_as(run_id)
-            self._client.log_batch(run_id, params=_params(run, data_digest), tags=_tags())
-        self._client.update_run(run_id, status="RUNNING")
-        return TrackedRun(self._client, self.uri, run_id)
+        """Begin the MLflow run of a training, or go on in it if this store has it.
 
-    def add_artifacts(self, run: Run, folder: Path) -> None:
-        """Add a folder to a training's run, also after its end."""
-        if run.tracked_as is not None:
-            self._client.log_artifacts(run.tracked_as, str(folder), folder.name)
+        Raises:
+            SettingsError: if the store cannot be used.
+        """
+        with _said_in_one_line(self.uri):
+            tracked = self._find(run) or self._client.create_run(
+                self._experiment_id, run_name=run.name
+            )
+            run_id: str = tracked.info.run_id
+            run.track_as(run_id, self.uri)
+            # A parameter cannot change: of a resume with more workers, the first number stays.
+            known = {*tracked.data.params, *tracked.data.tags}
+            params = [param for param in _params(run, data_digest) if param.key not in known]
+            tags = [tag for tag in _tags() if tag.key not in known]
+            self._client.log_batch(run_id, params=params, tags=tags)
+            self._client.update_run(run_id, status="RUNNING")
+            return TrackedRun(self._client, self.uri, run_id)
+
+    def add_artifacts(self, run: Run, folder: Path, name: str) -> None:
+        """Add a folder under a name to a training's run, also after its end, if it is here."""
+        with _said_in_one_line(self.uri):
+            if self._find(run):
+                self._client.log_artifacts(run.tracked_as, str(folder), name)
+
+    def _find(self, run: Run) -> "MlflowRun | None":
+        """Return the MLflow run that a training has in this store; one in the bin is none."""
+        from mlflow.exceptions import MlflowException
+
+        if run.tracked_as is None:
+            return None
+        try:
+            found = self._client.get_run(run.tracked_as)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+        return found if found.info.lifecycle_stage == _ACTIVE else None
+
+
+@contextmanager
+def _said_in_one_line(uri: str) -> Iterator[None]:
+    """Turn what MLflow and its drivers raise into a `SettingsError` that names the store."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (MlflowException, OSError, ImportError) as error:
+        raise SettingsError(f"MLflow cannot use {uri}: {' '.join(str(error).split())}") from error
 
 
 class TrackedRun:
@@ -135,14 +177,20 @@ def _params(run: Run, data_digest: str) -> list[Any]:
 
 @dataclass(frozen=True)
 class Commit:
-    """The state of the source: its commit, and whether files differ from it."""
+    """The state of the source: its commit, and whether files differ from it, if that is known."""
 
     sha: str
-    dirty: bool
+    dirty: bool | None
 
 
 def source_commit(root: Path) -> Commit | None:
-    """Return the git commit of a checkout; None outside of one or without git."""
+    """Return the git commit of a checkout, or else the one that GIT_COMMIT names, if any.
+
+    Ray sends a working directory to its cluster without `.git`.
+    """
+    if not (root / ".git").exists():
+        told = os.environ.get("GIT_COMMIT")
+        return Commit(told, dirty=None) if told else None
     try:
         sha = _git(root, "rev-parse", "HEAD")
         return Commit(sha, bool(_git(root, "status", "--porcelain", "--untracked-files=no")))
@@ -161,5 +209,7 @@ def _tags() -> list[Any]:
     tags = {"mlflow.source.name": "pipelines/train_sdim.py", "mlflow.source.type": "LOCAL"}
     commit = source_commit(ROOT)
     if commit:
-        tags |= {"mlflow.source.git.commit": commit.sha, "git.dirty": str(commit.dirty).lower()}
+        tags["mlflow.source.git.commit"] = commit.sha
+        if commit.dirty is not None:
+            tags["git.dirty"] = str(commit.dirty).lower()
     return [RunTag(name, value) for name, value in tags.items()]

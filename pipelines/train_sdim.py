@@ -14,7 +14,7 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from hashtab.features.dataset import Dataset
-from hashtab.features.errors import DataError
+from hashtab.features.errors import DataError, disk_errors
 from hashtab.pipelines.checkpoints import CheckpointError
 from hashtab.pipelines.cluster import cluster
 from hashtab.pipelines.command_line import SettingsError, parse
@@ -31,9 +31,10 @@ def train(settings: TrainSettings) -> Run:
 
     Raises:
         SettingsError: if the run was begun before and is not to be resumed, its settings or data
-            are not those it was begun with, or the data cannot serve them.
+            are not those it was begun with, the data cannot serve them, or the cluster, the GPUs
+            or the tracking store are not there.
         DataError: if the data is not a finished data set.
-        CheckpointError: if the checkpoint is of another training.
+        CheckpointError: if the checkpoint is of another training, or cannot be read or written.
     """
     dataset = Dataset.open(settings.data)
     check(settings, dataset)
@@ -41,8 +42,10 @@ def train(settings: TrainSettings) -> Run:
     run = Run.find_or_resume(settings, manifest)
     run.check_resume()
     if not run.published:
-        tracking = Tracking(settings.tracking_uri, settings.experiment)
-        with cluster(settings.workers * settings.threads, settings.address):
+        gpus = max(1, settings.workers) if settings.gpu else 0
+        cores = settings.workers * settings.threads
+        with disk_errors(run.folder), cluster(cores, settings.address, gpus=gpus):
+            tracking = Tracking(settings.tracking_uri, settings.experiment)
             train_runs([run], manifest, tracking)
     return run
 
@@ -58,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped; the same command with --resume goes on", file=sys.stderr)
         return 130
-    print(summary(run, settings.tracking_uri))
+    print(summary(run))
     return 0
 
 

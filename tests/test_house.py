@@ -1,6 +1,7 @@
 """Rules that keep the layout honest: imports point down, every package is in the wheel."""
 
 import ast
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -79,9 +80,19 @@ def test_folders_have_no_init_of_their_own(folder: str) -> None:
     assert (ROOT / "typings" / "hashtab" / folder).resolve() == ROOT / folder
 
 
-def test_submitted_code_wins_over_an_installed_copy() -> None:
-    code = "import hashtab.models.ctr as m; print(m.__file__)"
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
+@pytest.mark.parametrize("by", ["folder", "script"])
+def test_submitted_code_wins_over_an_installed_copy(by: str, tmp_path: Path) -> None:
+    submitted = tmp_path / "submitted"
+    for folder in ("hashtab", *FOLDERS):
+        shutil.copytree(ROOT / folder, submitted / folder)
+    show = "import hashtab.models.ctr as m; print(m.__file__)"
+    (submitted / "pipelines" / "show.py").write_text(
+        (submitted / "pipelines" / "train_sdim.py").read_text().partition("\nfrom hashtab")[0]
+        + f"\n{show}\n"
     )
-    assert Path(result.stdout.strip()).is_relative_to(ROOT)
+    command = ["-c", show] if by == "folder" else [str(submitted / "pipelines" / "show.py")]
+    cwd = submitted if by == "folder" else tmp_path
+    result = subprocess.run(
+        [sys.executable, *command], cwd=cwd, check=True, capture_output=True, text=True
+    )
+    assert Path(result.stdout.strip()).is_relative_to(submitted)

@@ -1,6 +1,8 @@
 """The prepare script as people run it: a process, its output and its exit code."""
 
 import os
+import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 import yaml
 
 from hashtab.features.dataset import Dataset
+from hashtab.pipelines import prepare
 from tests.features import logs, prepared
 
 SCRIPT = Path(__file__).resolve().parents[2] / "pipelines" / "prepare.py"
@@ -73,6 +76,37 @@ def test_a_bad_setting_is_one_line_and_exit_code_2(
     assert done.stderr.count("\n") == 1
     assert said in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_a_cluster_that_is_not_there_is_said_before_any_work(
+    declared: Path, tmp_path: Path
+) -> None:
+    options = ["--workers", "2", "--address", nobody_listens()]
+    done = run("--schema", str(declared), *options, cwd=tmp_path)
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: the Ray cluster \S+ cannot be joined \(.*\n", done.stderr)
+    assert not (tmp_path / "data").exists()
+
+
+def nobody_listens() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        host, port = server.getsockname()
+    return f"{host}:{port}"
+
+
+def test_ctrl_c_ends_with_what_to_do(
+    declared: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(prepare, "prepare", stopped)
+    assert prepare.main(["--schema", str(declared)]) == 130
+    assert capsys.readouterr().err == "stopped; the same command goes on\n"
 
 
 @pytest.mark.ray

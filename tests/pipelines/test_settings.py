@@ -29,6 +29,9 @@ ROOT = Path(__file__).resolve().parents[2]
         (["--workers", "-1"], "workers must not be negative, got -1"),
         (["--workers", "3"], "workers must divide optimiser.samples_per_batch"),
         (["--run_name", "a/b"], "run_name must be the name of a folder, got 'a/b'"),
+        (["--run_name", ""], "run_name must be the name of a folder, got ''"),
+        (["--run_name", "."], "run_name must be the name of a folder, got '.'"),
+        (["--run_name", ".."], "run_name must be the name of a folder, got '..'"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--data", "nowhere"], "nowhere holds no finished data set"),
         (["train"], "train"),
@@ -75,6 +78,25 @@ def test_a_misspelt_key_in_yaml_is_named(tmp_path: Path) -> None:
         parse(TrainSettings, ["--config", str(path)], None)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("model: 3", "model must hold settings by name, got 3"),
+        ("optimiser: null", "optimiser must not be null"),
+        ("seed: null", "seed must not be null"),
+        ("storage: null", "storage must not be null"),
+        ("model: {planes: null}", "planes must not be null"),
+    ],
+)
+def test_a_wrong_kind_of_value_in_yaml_is_one_line(
+    text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    assert train_sdim.main(["--config", str(path)]) == 2
+    assert capsys.readouterr().err == f"error: {said}\n"
+
+
 def test_a_model_that_the_data_cannot_serve_is_refused_before_any_work(
     feed_without_counters: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -84,6 +106,18 @@ def test_a_model_that_the_data_cannot_serve_is_refused_before_any_work(
     assert "declares no counters" in capsys.readouterr().err
     assert train_sdim.main([*arguments, "--workers", "1024"]) == 2
     assert "users for world_size=1024" in capsys.readouterr().err
+    assert not storage.exists()
+
+
+def test_the_demo_refuses_data_without_counters(
+    feed_without_counters: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage = tmp_path / "runs"
+    assert demo.main(["--data", str(feed_without_counters), "--storage", str(storage)]) == 2
+    said, error = capsys.readouterr().err.splitlines()
+    assert "is prepared already" in said
+    assert error.startswith("error: ")
+    assert "declares no counters" in error
     assert not storage.exists()
 
 

@@ -13,12 +13,17 @@ import numpy as np
 import pytest
 from mlflow.entities import Run as MlflowRun
 
-from hashtab.pipelines import checkpoints, train_sdim
+from hashtab.features.dataset import Dataset
+from hashtab.features.errors import DataError
+from hashtab.pipelines import checkpoints, demo, driver, train_sdim
+from hashtab.pipelines.checkpoints import Epoch
+from hashtab.pipelines.command_line import SettingsError
+from hashtab.pipelines.events import Tail
 from hashtab.pipelines.report import summary
-from hashtab.pipelines.runs import Run
+from hashtab.pipelines.runs import Result, Run
 from hashtab.pipelines.saved_model import load_model
 from hashtab.pipelines.settings import TrainSettings
-from hashtab.pipelines.tracking import source_commit
+from hashtab.pipelines.tracking import Commit, TrackedRun, Tracking, source_commit
 
 # MLflow and what it imports deprecate each other's names, which is none of our doing.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -58,7 +63,7 @@ def resumed(likes: Path, database: str, tmp_path_factory: pytest.TempPathFactory
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
-        with disk_full_after(7), pytest.raises(OSError, match="No space left"):
+        with disk_full_after(7), pytest.raises(DataError, match="is full"):
             train_sdim.train(settings)
         return train_sdim.train(replace(settings, resume=True))
 
@@ -133,7 +138,7 @@ def test_plots_and_model_are_artifacts_and_files(resumed: Run) -> None:
 
 def test_a_finished_run_is_shown_again_when_resumed(resumed: Run) -> None:
     again = train_sdim.train(resumed.settings)
-    text = summary(again, again.settings.tracking_uri)
+    text = summary(again)
     gauc = resumed.result.metrics["test"]["gauc"]
     for wanted in (f"{gauc:.4f}", "log loss", "item repeat", str(again.model), "mlflow ui"):
         assert wanted in text
@@ -142,8 +147,6 @@ def test_a_finished_run_is_shown_again_when_resumed(resumed: Run) -> None:
 def test_what_a_killed_driver_left_out_of_mlflow_is_made_up_for(
     resumed: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hashtab.pipelines import driver
-
     settings = replace(
         resumed.settings, resume=False, storage=str(tmp_path), experiment="left out", seed=3
     )
@@ -158,5 +161,162 @@ def test_what_a_killed_driver_left_out_of_mlflow_is_made_up_for(
     assert found.data.metrics["best/test/gauc"] == run.result.metrics["test"]["gauc"]
 
 
-def _killed(*_: object) -> None:
+def _killed(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
+
+
+@pytest.fixture
+def run(settings: TrainSettings, dataset: Dataset) -> Run:
+    """A run that was begun."""
+    run = Run.find_or_resume(replace(settings, experiment="begun"), dataset.manifest)
+    run.folder.mkdir(parents=True)
+    run.begin(dataset.manifest)
+    return run
+
+
+def begin(run: Run, tracking_uri: str | None = None) -> TrackedRun:
+    tracking = Tracking(tracking_uri or run.settings.tracking_uri, run.settings.experiment)
+    return tracking.begin(run, "digest")
+
+
+def finish(run: Run) -> Result:
+    """Let a run be finished with two epochs."""
+    epochs = tuple(
+        Epoch(number=n, loss=0.5, seconds=1.0, samples_per_s=9.0, validation={"gauc": 0.6})
+        for n in (1, 2)
+    )
+    metrics = {split: {"gauc": 0.6} for split in ("validation", "test")}
+    run.model.mkdir(exist_ok=True)
+    run.finish(Result(name=run.name, best_epoch=1, epochs=epochs, metrics=metrics))
+    return run.result
+
+
+def test_epochs_that_a_killed_driver_did_not_log_are_logged_in_the_end(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = finish(run).epochs
+    tracked = begin(run)
+    tracked.log_epochs([first])
+    tracked.end("KILLED")
+    monkeypatch.setattr(driver, "plot_run", lambda _, folder: folder.mkdir())
+    with driver.Followed(run, Tail(run.log), lambda: begin(run)) as followed:
+        followed.follow()
+    assert run.published
+    client = mlflow.MlflowClient(run.settings.tracking_uri)
+    assert [m.step for m in client.get_metric_history(run.tracked_as, "train/loss")] == [1, 2]
+
+
+def test_parameters_and_tags_are_there_however_often_it_was_killed(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow.MlflowClient, "log_batch", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            begin(run)
+    begun = run.tracked_as
+    more = replace(run, settings=replace(run.settings, workers=2))
+    for one in (run, more):
+        begin(one).end("KILLED")
+    assert run.tracked_as == begun
+    found = mlflow.MlflowClient(run.settings.tracking_uri).get_run(str(begun)).data
+    assert found.params["model.encoder"] == "sdim"
+    assert found.params["data_digest"] == "digest"
+    assert found.params["workers"] == "0"
+    assert found.tags["mlflow.source.name"] == "pipelines/train_sdim.py"
+
+
+def test_a_deleted_experiment_is_said_before_any_training(
+    settings: TrainSettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = mlflow.MlflowClient(settings.tracking_uri)
+    client.delete_experiment(client.create_experiment("deleted"))
+    places = {name: getattr(settings, name) for name in ("data", "storage", "tracking_uri")}
+    options = [f"--{name}={value}" for name, value in places.items()]
+    assert train_sdim.main([*options, "--workers=0", "--experiment=deleted"]) == 2
+    error = capsys.readouterr().err
+    assert "experiment 'deleted'" in error
+    assert "restore it, or choose another --experiment" in error
+    assert error.count("\n") == 1
+    assert not Path(settings.storage).exists()
+
+
+def test_a_run_that_its_store_has_lost_begins_anew(run: Run) -> None:
+    run.track_as("0" * 32, "sqlite:///lost.db")
+    begin(run).end("KILLED")
+    fresh = run.tracked_as
+    assert fresh != "0" * 32
+    assert run.tracked_in == run.settings.tracking_uri
+    client = mlflow.MlflowClient(run.settings.tracking_uri)
+    assert "model.encoder" in client.get_run(str(fresh)).data.params
+    client.delete_run(str(fresh))
+    begin(run).end("KILLED")
+    assert run.tracked_as != fresh
+
+
+def test_the_summary_names_the_store_that_holds_the_run(
+    resumed: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = replace(resumed.settings, resume=True, tracking_uri="sqlite:///elsewhere.db")
+    again = train_sdim.train(elsewhere)
+    text = summary(again)
+    assert f"MLflow {resumed.settings.tracking_uri}, run {resumed.tracked_as}" in text
+    assert "elsewhere" not in text
+
+
+@pytest.mark.parametrize("uri", ["bogus://there", "sqlite:////dev/null/mlflow.db"])
+def test_a_store_that_cannot_be_used_is_one_line(uri: str) -> None:
+    with pytest.raises(SettingsError, match="MLflow cannot use ") as caught:
+        Tracking(uri, "any")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_store_that_takes_no_run_is_said_before_training(
+    settings: TrainSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise mlflow.exceptions.MlflowException("attempt to write\na readonly database")
+
+    monkeypatch.setattr(mlflow.MlflowClient, "create_run", refuse)
+    with pytest.raises(SettingsError, match="attempt to write a readonly database"):
+        train_sdim.train(settings)
+    assert not list(Path(settings.storage).rglob("progress.jsonl"))
+
+
+def test_the_rivals_plots_are_drawn_when_they_are_missing(
+    settings: TrainSettings, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "plot_run", lambda _, folder: folder.mkdir())
+    chosen = demo.DemoSettings(
+        data=settings.data, storage=settings.storage, tracking_uri=settings.tracking_uri
+    )
+    runs = {n: demo.find(n, s, dataset) for n, s in list(chosen.rivals().items())[:2]}
+    for one in runs.values():
+        one.begin(dataset.manifest)
+        finish(one)
+        begin(one).end("FINISHED")
+        one.publish()
+    names = {"rivals.png", "gauc_by_history.png"}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Tracking, "add_artifacts", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            demo.train_rivals(runs, dataset.manifest, chosen)
+    demo.train_rivals(runs, dataset.manifest, chosen)
+    assert {path.name for path in chosen.plots.iterdir()} == names
+    client = mlflow.MlflowClient(settings.tracking_uri)
+    for one in runs.values():
+        listed = client.list_artifacts(str(one.tracked_as), "rivals")
+        assert {Path(item.path).name for item in listed} == names
+    assert {path.name for path in Path(settings.storage).iterdir()} == {
+        "rivals",
+        *(one.name for one in runs.values()),
+    }
+
+
+def test_the_commit_is_taken_from_the_environment_where_there_is_no_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GIT_COMMIT", raising=False)
+    assert source_commit(tmp_path) is None
+    monkeypatch.setenv("GIT_COMMIT", "abc123")
+    assert source_commit(tmp_path) == Commit("abc123", dirty=None)
