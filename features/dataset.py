@@ -112,7 +112,9 @@ class Dataset:
         if verify:
             for name, info in manifest.files.items():
                 if sha256(folder / name) != info.sha256:
-                    raise DataError(f"{folder / name} was altered; prepare the data again")
+                    raise DataError(
+                        f"{folder / name} was altered; remove the folder and prepare again"
+                    )
         return cls(folder, manifest)
 
     def n_batches(self, split: str, samples_per_batch: int = 4096, world_size: int = 1) -> int:

@@ -12,8 +12,9 @@ from hashtab.features.plain import build
 from hashtab.features.schema import Schema
 from hashtab.features.sources import SourceFile
 
-FORMAT = 1
+FORMAT = 2
 FILE = "manifest.json"
+_AGAIN = "remove the folder and prepare the data again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,15 +133,14 @@ class Manifest:
         try:
             plain: dict[str, Any] = json.loads(path.read_text())
         except json.JSONDecodeError as error:
-            raise DataError(f"{path} is not JSON ({error}); prepare the data again") from error
+            raise DataError(f"{path} is not JSON ({error}); {_AGAIN}") from error
         if plain.get("format") != FORMAT:
             raise DataError(
-                f"{path} has format {plain.get('format')!r}, this version reads {FORMAT}; "
-                "prepare the data again"
+                f"{path} has format {plain.get('format')!r}, this version reads {FORMAT}; {_AGAIN}"
             )
         manifest: Self = build(cls, plain, FILE)
         if manifest.digest != manifest._content_digest():
-            raise DataError(f"{path} was altered after it was written; prepare the data again")
+            raise DataError(f"{path} was altered after it was written; {_AGAIN}")
         return manifest
 
     def check_files(self, folder: Path) -> None:
@@ -153,6 +153,4 @@ class Manifest:
             path = folder / name
             size = path.stat().st_size if path.exists() else None
             if size != info.size:
-                raise DataError(
-                    f"{path} should hold {info.size} bytes, found {size}; prepare the data again"
-                )
+                raise DataError(f"{path} should hold {info.size} bytes, found {size}; {_AGAIN}")
