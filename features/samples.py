@@ -11,7 +11,7 @@ from hashtab.features.encoders import FIRST_ID
 from hashtab.features.negatives import Candidates
 from hashtab.features.schema import Negatives, Schema
 from hashtab.features.sources import LABEL, PERIOD, SESSION, SPLIT, TIME
-from hashtab.features.statistics import FIRST_TIME, TRAIN_COUNT
+from hashtab.features.statistics import FIRST_TIME, TRAIN_COUNT, UNTIL
 from hashtab.features.storage import Array, map_arrow
 from hashtab.features.tables import CODE, INDEX, KEY, ROW
 
@@ -57,7 +57,8 @@ class ExposureRule:
         self.train_counts = popularity[TRAIN_COUNT]
         self.pool = map_arrow(folder / "work" / "pool.arrow") if schema.pool else None
         if self.pool is not None:
-            self.candidates = Candidates.of(self.pool[ROW], self.train_counts)
+            until = map_arrow(folder / "work" / "until.arrow")[UNTIL]
+            self.candidates = Candidates(self.pool[ROW], until)
             return
         known = np.flatnonzero(self.train_counts > 0)
         by_age = known[np.argsort(popularity[FIRST_TIME][known], kind="stable")]

@@ -14,17 +14,18 @@ from hashtab.features.encoders import Moments, Scaler
 from hashtab.features.partition import read_rows
 from hashtab.features.schema import Schema
 from hashtab.features.sources import SPLIT, TIME
-from hashtab.features.storage import frame_of, write_arrow, write_text
+from hashtab.features.storage import Array, frame_of, map_arrow, write_arrow, write_text
 from hashtab.features.tables import ROW
 
-TRAIN_COUNT, FIRST_TIME = "_train_count", "_first_time"
+TRAIN_COUNT, FIRST_TIME, UNTIL = "_train_count", "_first_time", "_until"
 
 
 def write_statistics(schema: Schema, folder: Path, shards: int) -> None:
     """Write `tables/popularity.arrow`, a row an item, and the finished `tables/encoders.json`.
 
-    Popularity holds the item's behaviours in training time and the first of their times. Does
-    nothing where both are there.
+    Popularity holds the item's behaviours in training time and the first of their times; its
+    running total over the pool, if one is declared, goes to `work/`. Does nothing where all are
+    there.
     """
     tables = folder / "tables"
     if (tables / "encoders.json").exists():  # written last
@@ -40,6 +41,10 @@ def write_statistics(schema: Schema, folder: Path, shards: int) -> None:
             for name in names:
                 moments[name] = moments.get(name, Moments()) + Moments.of(rows[name])
     write_arrow(tables / "popularity.arrow", popularity.frame())
+    if schema.pool is not None:
+        # Once for all shards: the pool is the longest of all tables.
+        pool = map_arrow(folder / "work" / "pool.arrow")[ROW]
+        write_arrow(folder / "work" / "until.arrow", popularity.running_total(pool))
     learned = encoders.load(folder / "work" / "encoders.json")
     learned |= {name: Scaler.of(found) for name, found in moments.items()}
     write_text(tables / "encoders.json", encoders.to_json(learned))
@@ -56,6 +61,9 @@ class _Popularity:
         row = rows[ROW].to_numpy()
         self._count += np.bincount(row, minlength=len(self._count))
         np.minimum.at(self._first, row, rows[TIME].to_numpy())
+
+    def running_total(self, rows: Array) -> pl.DataFrame:
+        return frame_of({UNTIL: np.cumsum(self._count[rows])})
 
     def frame(self) -> pl.DataFrame:
         return frame_of({TRAIN_COUNT: self._count, FIRST_TIME: self._first})
