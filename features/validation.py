@@ -243,11 +243,13 @@ def _check_classes(log: Exposures) -> None:
         )
 
 
-def _same_kind(one: str, one_types: Types, other: str, other_types: Types) -> None:
+def _same_kind(
+    one: str, one_types: Types, other: str, other_types: Types, table: str = "exposures"
+) -> None:
     if _kind(one_types[one]) != _kind(other_types[other]):
         raise DataError(
-            f"column {one!r} of the behaviours is {one_types[one]}, its counterpart {other!r} is "
-            f"{other_types[other]}; write both with one type"
+            f"column {one!r} of the behaviours is {one_types[one]}, its counterpart {other!r} of "
+            f"the {table} is {other_types[other]}; write both with one type"
         )
 
 
@@ -261,7 +263,7 @@ def _check_items(schema: Schema, log_types: Types) -> None:
     )
     columns = [("item", item), *(("feature", name) for name in (*categorical, *numeric))]
     types = _check_keyed(schema.items, "items", columns)
-    _same_kind(schema.item_name, log_types, item, types)
+    _same_kind(schema.item_name, log_types, item, types, "items")
     described = sources.items(schema)
     assert described is not None  # items are declared
     twice = described.group_by(sources.ITEM).len().filter(pl.col("len") > 1).head(1).collect()
@@ -269,6 +271,13 @@ def _check_items(schema: Schema, log_types: Types) -> None:
         value, rows = twice.row(0)
         raise DataError(
             f"items: {item!r} {value!r} is described in {rows} rows; keep one row for each item"
+        )
+    log = sources.behaviours(schema).select(sources.ITEM).unique()
+    known = log.join(described, on=sources.ITEM, how="semi").head(1).collect(engine="streaming")
+    if not known.height:
+        raise DataError(
+            f"items: none of the log's items is described; column {schema.log.item!r} of the "
+            f"behaviours and {item!r} of the items have no value in common"
         )
 
 
@@ -278,9 +287,9 @@ def _check_pool(schema: Schema, log_types: Types) -> None:
     features = [("feature", n) for n in (*schema.pool.categorical, *schema.pool.numeric)]
     columns = [("item", schema.pool.item), *(("on", n) for n in schema.pool.on), *features]
     types = _check_keyed(schema.pool, "pool", columns)
-    _same_kind(schema.item_name, log_types, schema.pool.item, types)
+    _same_kind(schema.item_name, log_types, schema.pool.item, types, "pool")
     for column in schema.pool.on:
-        _same_kind(column, log_types, column, types)
+        _same_kind(column, log_types, column, types, "pool")
 
 
 def _check_keyed(table: Items | Pool, role: str, columns: list[tuple[str, str]]) -> Types:

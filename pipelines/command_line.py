@@ -1,7 +1,9 @@
 """Settings dataclasses as a command line: dotted options, `--config file.yaml`, one-line errors."""
 
 import dataclasses
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any, TypeVar, cast, get_args, get_type_hints
 
 import jsonargparse
@@ -38,7 +40,17 @@ def parse(kind: type[Settings], arguments: list[str] | None, description: str | 
         plain = parser.parse_args(arguments).as_dict()
         return from_plain(kind, plain)
     except (jsonargparse.ArgumentError, ValueError) as error:
-        raise SettingsError(" ".join(str(error).split())) from error
+        hint = _misspelt(kind, arguments or sys.argv[1:])
+        raise SettingsError(" ".join(str(error).split()) + hint) from error
+
+
+def _misspelt(kind: type[Any], arguments: Sequence[str]) -> str:
+    """Name the options that were meant, if some are not known."""
+    known = [f"--{name}" for name in ("config", "help", *flatten(kind()))]
+    given = [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]
+    near = [get_close_matches(name, known, n=1) for name in given if name not in known]
+    meant = [option for found in near for option in found]
+    return f"; did you mean {', '.join(meant)}?" if meant else ""
 
 
 def from_plain(kind: type[Settings], plain: Mapping[str, Any]) -> Settings:

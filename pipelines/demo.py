@@ -25,6 +25,7 @@ from hashtab.pipelines.cluster import cluster
 from hashtab.pipelines.command_line import SettingsError, parse
 from hashtab.pipelines.count_rule import RuleResult, apply_count_rule
 from hashtab.pipelines.driver import train_runs
+from hashtab.pipelines.leave import STOPPED, leave
 from hashtab.pipelines.places import shown
 from hashtab.pipelines.plots import plot_rivals
 from hashtab.pipelines.prepare import in_process
@@ -180,10 +181,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
-        return 130
+        return STOPPED
     print(text)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

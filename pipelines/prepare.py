@@ -25,6 +25,7 @@ from hashtab.features.prepare import RunShards, ShardTask, prepare
 from hashtab.features.schema import Schema
 from hashtab.pipelines.cluster import cluster
 from hashtab.pipelines.command_line import SettingsError, parse
+from hashtab.pipelines.leave import STOPPED
 from hashtab.pipelines.places import python_script, shown
 
 
@@ -103,7 +104,8 @@ def report(manifest: Manifest, folder: Path, seconds: float) -> str:
     size = sum(info.size for info in manifest.files.values()) / 1e6
     lines = [
         f"{manifest.schema.name}: {manifest.users:,} users, {manifest.items:,} items, "
-        f"{manifest.behaviours:,} behaviours ({lengths})",
+        f"{manifest.behaviours:,} behaviours",
+        f"behaviours of a user, by share of the users with fewer: {lengths}",
         f"{'split':<20}{'users':>10}{'requests':>12}{'samples':>12}{'positive':>10}",
     ]
     for name, info in manifest.splits.items():
@@ -136,7 +138,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
-        return 130
+        return STOPPED
     print(report(manifest, folder, time.perf_counter() - start))
     return 0
 

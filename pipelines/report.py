@@ -1,5 +1,6 @@
 """Tables and last lines that a script prints."""
 
+import re
 from collections.abc import Mapping, Sequence
 
 from hashtab.pipelines.places import installed, python_script, shown
@@ -40,7 +41,7 @@ def result_table(result: Result) -> str:
     slices = [name.removeprefix("samples/") for name in test if name.startswith("samples/")]
     parts = [
         [
-            name.replace("_", " "),
+            _slice_title(name),
             f"{test[f'samples/{name}']:,.0f}",
             number(test, f"gauc/{name}"),
             number(test, f"auc/{name}"),
@@ -48,6 +49,12 @@ def result_table(result: Result) -> str:
         for name in slices
     ]
     return whole + "\n\n" + table(["test slice", "samples", "gAUC", "AUC"], parts)
+
+
+def _slice_title(name: str) -> str:
+    """Write `history_1_49` as `history 1-49` and `history_2000_up` as `history 2000+`."""
+    ranged = re.sub(r"_(\d+)_(\d+)$", r" \1-\2", name.replace("_up", "+"))
+    return ranged.replace("_", " ")
 
 
 def summary(run: Run) -> str:

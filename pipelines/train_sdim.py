@@ -19,6 +19,7 @@ from hashtab.pipelines.checkpoints import CheckpointError
 from hashtab.pipelines.cluster import cluster
 from hashtab.pipelines.command_line import SettingsError, parse
 from hashtab.pipelines.driver import train_runs
+from hashtab.pipelines.leave import STOPPED, leave
 from hashtab.pipelines.report import summary
 from hashtab.pipelines.runs import Run
 from hashtab.pipelines.settings import TrainSettings
@@ -59,11 +60,14 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; the same command with --resume goes on", file=sys.stderr)
-        return 130
+        print(
+            "stopped; the same command with --resume goes on from its last checkpoint",
+            file=sys.stderr,
+        )
+        return STOPPED
     print(summary(run))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -158,6 +158,11 @@ def test_an_item_described_twice(shop: Schema, tmp_path: Path) -> None:
     refused(shop, tmp_path, "'product' 21 is described in 2 rows")
 
 
+def test_items_that_describe_nothing_of_the_log(shop: Schema, tmp_path: Path) -> None:
+    change(tmp_path / "items.parquet", pl.col("product") + 1)
+    refused(shop, tmp_path, "none of the log's items is described", "'product'")
+
+
 def test_no_user_with_a_history(feed: Schema, tmp_path: Path) -> None:
     change(tmp_path / "watches.parquet", pl.col("who") + "-other")
     refused(feed, tmp_path, "no user with a history", "'who'")

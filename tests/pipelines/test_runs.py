@@ -1,6 +1,10 @@
 """A run goes on when it is asked to, and never otherwise."""
 
 import multiprocessing
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +12,7 @@ import pytest
 
 from hashtab.features.dataset import Dataset
 from hashtab.pipelines import train_sdim
-from hashtab.pipelines.command_line import SettingsError
+from hashtab.pipelines.command_line import SettingsError, flatten
 from hashtab.pipelines.events import Tail
 from hashtab.pipelines.runs import Run
 from hashtab.pipelines.settings import TrainSettings
@@ -85,6 +89,27 @@ def test_two_drivers_do_not_train_one_run(run: Run) -> None:
     other.join()
     with run.locked():
         pass
+
+
+def test_ctrl_c_stops_a_training_in_this_process_at_once(
+    settings: TrainSettings, dataset: Dataset
+) -> None:
+    endless = replace(settings, optimiser=replace(settings.optimiser, epochs=1000, patience=1000))
+    run = Run.find_or_resume(endless, dataset.manifest)
+    options = [
+        f"--{name}={'null' if value is None else value}"
+        for name, value in flatten(endless).items()
+        if not isinstance(value, bool)
+    ]
+    script = Path(train_sdim.__file__)
+    driver = subprocess.Popen([sys.executable, script, *options], stderr=subprocess.PIPE, text=True)
+    while not run.checkpoint.exists():
+        assert driver.poll() is None
+        time.sleep(0.05)
+    driver.send_signal(signal.SIGINT)
+    _, said = driver.communicate(timeout=60)
+    assert driver.returncode == 130
+    assert said.splitlines()[-1].startswith("stopped; the same command with --resume goes on")
 
 
 def test_a_tail_reads_whole_lines_from_now_on(tmp_path: Path) -> None:

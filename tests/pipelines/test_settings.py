@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--modle.tau", "3"], "--modle.tau"),
+        (["--modle.tau", "3"], "did you mean --model.tau?"),
+        (["--optimiser.epoch=3"], "did you mean --optimiser.epochs?"),
         (["--model.encoder", "sdmi"], "did you mean 'sdim'?"),
         (["--model.tau", "17"], "tau must be between 1 and 16"),
         (["--model.tau", "7"], "tau must divide planes"),
