@@ -1,15 +1,13 @@
 """From raw files to a finished data set: steps that resume, free of any cluster."""
 
-import fcntl
 import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
@@ -32,7 +30,7 @@ from hashtab.features.schema import Schema
 from hashtab.features.shards import ShardRecord, prepare_shard, split_names
 from hashtab.features.sources import SourceFile
 from hashtab.features.statistics import write_statistics
-from hashtab.features.storage import TEMPORARY, map_arrow, write_text
+from hashtab.features.storage import TEMPORARY, exclusive, map_arrow, write_text
 from hashtab.features.tables import write_tables
 from hashtab.features.validation import check
 
@@ -112,8 +110,13 @@ def _building(output: Path, digest: str) -> Iterator[Path]:
     code = hashlib.sha256(f"{digest} {_code_digest()}".encode()).hexdigest()
     folder = output.resolve().parent / f"{stem}{code[:12]}"
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / _LOCK).open("w") as lock:
-        _hold(lock, folder)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(exclusive(folder / _LOCK))
+        except BlockingIOError as error:
+            raise DataError(
+                f"another process is preparing the same data in {folder}; wait for it or stop it"
+            ) from error
         try:
             yield folder
         except DataError:
@@ -125,18 +128,8 @@ def _building(output: Path, digest: str) -> Iterator[Path]:
 
 def _remove_abandoned(folder: Path) -> None:
     """Remove what a killed run of other input or code left, unless someone is at work there."""
-    with suppress(OSError), (folder / _LOCK).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with suppress(OSError), exclusive(folder / _LOCK):
         shutil.rmtree(folder)
-
-
-def _hold(lock: IO[str], folder: Path) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise DataError(
-            f"another process is preparing the same data in {folder}; wait for it or stop it"
-        ) from error
 
 
 def _clear(folder: Path) -> None:

@@ -1,7 +1,9 @@
 """Arrow files that appear whole or not at all, and come back as views of the mapped file."""
 
+import fcntl
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,18 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 TEMPORARY = ".*.tmp"  # pattern of files that have not got their name yet
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold a lock file for this process; the lock ends with it, however it ends.
+
+    Raises:
+        BlockingIOError: if another process holds it.
+    """
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,16 +1,15 @@
 """The folder of one run: who it belongs to, how it goes, and what came out."""
 
-import fcntl
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
 from hashtab.features.manifest import Manifest
 from hashtab.features.plain import build
-from hashtab.features.storage import TEMPORARY, write_text
+from hashtab.features.storage import TEMPORARY, exclusive, write_text
 from hashtab.pipelines.checkpoints import Epoch
 from hashtab.pipelines.command_line import SettingsError
 from hashtab.pipelines.settings import TrainSettings, differences, identity, run_name
@@ -184,9 +183,9 @@ class Run:
             SettingsError: if another process is training this run.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".lock").open("w") as lock:
+        with ExitStack() as stack:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                stack.enter_context(exclusive(self.folder / ".lock"))
             except BlockingIOError as error:
                 raise SettingsError(
                     f"another process is training {self.folder}; wait for it or stop it"
