@@ -152,7 +152,7 @@ def key(column: str, dtype: pl.DataType) -> pl.Expr:
     return pl.col(column).cast(pl.Int64 if _fits_int64(dtype) else pl.String)
 
 
-def plain(column: str, dtype: pl.DataType) -> pl.Expr:
+def widened(column: str, dtype: pl.DataType) -> pl.Expr:
     """A column of the one type that its kind has, whatever width or encoding a file chose."""
     if _fits_int64(dtype):
         return pl.col(column).cast(pl.Int64)
@@ -278,10 +278,10 @@ def _canonical(
     elif log.session is not None:
         chosen[SESSION] = key(log.session, types[log.session])
     if schema.once_per is not None:
-        chosen[PERIOD] = plain(schema.once_per, types[schema.once_per])
+        chosen[PERIOD] = widened(schema.once_per, types[schema.once_per])
     for feature_role, name in log_columns(schema, log):
         if feature_role in ("feature", "context", "on"):
-            chosen[name] = plain(name, types[name])
+            chosen[name] = widened(name, types[name])
     return frame.select(**chosen)
 
 
@@ -318,6 +318,6 @@ def _read_keyed(
     frames = []
     for name, frame in parts(table, role, table.numeric):
         types = column_types(frame, name, [("item", item), *columns])
-        rest = [plain(column, types[column]) for _, column in columns]
+        rest = [widened(column, types[column]) for _, column in columns]
         frames.append(frame.select(key(item, types[item]).alias(ITEM), *rest))
     return pl.concat(frames)
