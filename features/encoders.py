@@ -3,13 +3,15 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import polars as pl
+
+from hashtab.features.storage import Array
 
 PADDING_ID = 0
 UNKNOWN_ID = 1
@@ -145,3 +147,21 @@ def load(path: str | os.PathLike[str]) -> dict[str, Encoder]:
         name: Vocabulary(tuple(part["values"])) if "values" in part else Scaler(**part)
         for name, part in plain.items()
     }
+
+
+def translation(before: Encoder, after: Encoder) -> Callable[[Array], Array]:
+    """Return what turns ids or numbers of one encoder into those of another of its kind.
+
+    Values that the other does not know become unknown.
+    """
+    if before == after:
+        return lambda column: column
+    if isinstance(before, Vocabulary) and isinstance(after, Vocabulary):
+        known = {value: FIRST_ID + i for i, value in enumerate(after.values)}
+        ids = [PADDING_ID, UNKNOWN_ID, *(known.get(value, UNKNOWN_ID) for value in before.values)]
+        table = np.array(ids, np.int32)
+        return lambda column: table[column]
+    assert isinstance(before, Scaler)
+    assert isinstance(after, Scaler)
+    slope, start = before.std / after.std, (before.mean - after.mean) / after.std
+    return lambda column: (column * slope + start).astype(np.float32)

@@ -35,7 +35,8 @@ def build(kind: Any, value: Any, where: str) -> Any:
     if origin is dict and isinstance(value, Mapping):
         element = get_args(kind)[1]
         return {key: build(element, part, f"{where}.{key}") for key, part in value.items()}
-    if isinstance(kind, type) and isinstance(value, kind) and not isinstance(value, bool):
+    number = isinstance(value, bool) and kind is not bool  # Python counts True among the integers
+    if isinstance(kind, type) and isinstance(value, kind) and not number:
         return value
     raise DataError(f"{where} must be {_words(kind)}, got {value!r}")
 

@@ -346,6 +346,11 @@ class Schema:
         return self.behaviours.numeric if self.behaviours else ()
 
     @property
+    def side(self) -> tuple[str, ...]:
+        """Names of all side features of a behaviour."""
+        return (*self.side_categorical, *self.side_numeric)
+
+    @property
     def tables(self) -> dict[str, Table]:
         """The declared tables by role."""
         roles = ("behaviours", "exposures", "items", "pool")

@@ -9,8 +9,9 @@ import numpy as np
 import polars as pl
 
 from hashtab.features import encoders
+from hashtab.features.catalogue import Catalogue
 from hashtab.features.counters import count_before
-from hashtab.features.encoders import UNKNOWN_ID, Scaler
+from hashtab.features.encoders import Scaler
 from hashtab.features.manifest import SplitInfo
 from hashtab.features.partition import read_rows
 from hashtab.features.samples import (
@@ -21,7 +22,7 @@ from hashtab.features.samples import (
 )
 from hashtab.features.schema import SPLITS, Schema
 from hashtab.features.sources import EVENT, LABEL, SPLIT, TIME, sha256
-from hashtab.features.storage import Array, frame_of, map_arrow, write_arrow, write_text
+from hashtab.features.storage import Array, frame_of, write_arrow, write_text
 from hashtab.features.tables import HASH, INDEX, ROW
 
 HISTORY_END, ITEM_COUNT = "_history_end", "_item_count"
@@ -76,7 +77,7 @@ class _ShardWriter:
         self.schema = schema
         self.folder = folder
         self.shard = shard
-        self.catalogue = map_arrow(folder / "tables" / "catalogue.arrow")
+        self.catalogue = Catalogue.read(folder / "tables" / "catalogue.arrow", schema.item_name)
         self.encoders = encoders.load(folder / "tables" / "encoders.json")
         self.duplicates: dict[str, int] = {}
         self.missed: dict[str, int] = {}
@@ -144,7 +145,7 @@ class _ShardWriter:
         asked, request, candidate = (samples[name].to_numpy() for name in (INDEX, TIME, ROW))
         counted = {HISTORY_END: count_before(user, time, asked, request)}
         for name in self._stored_counters():
-            values = self._values(name)
+            values = self.catalogue.counted(name)
             width = int(values.max()) + 1
             groups, asked_groups = user * width + values[row], asked * width + values[candidate]
             met = count_before(groups, time, asked_groups, request)
@@ -161,16 +162,6 @@ class _ShardWriter:
     def _stored_counters(self) -> list[str]:
         item = self.schema.item_name  # counted for every data set, since metrics are sliced by it
         return [item, *(name for name in self.schema.counters if name != item)]
-
-    def _values(self, name: str) -> Array:
-        """What a counter counts, by catalogue row: the item itself or the id of its feature.
-
-        Two items of unknown type are not of one type: 0 stands for a value that was never met.
-        """
-        if name == self.schema.item_name:
-            return np.arange(1, len(self.catalogue[name]) + 1)
-        ids = self.catalogue[name].astype(np.int64)
-        return np.where(ids == UNKNOWN_ID, 0, ids)
 
     def _context_names(self) -> list[str]:
         pool, context = self.schema.pool, self.schema.context

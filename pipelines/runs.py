@@ -202,3 +202,16 @@ def absolute(settings: TrainSettings) -> TrainSettings:
         data=str(Path(settings.data).resolve()),
         storage=str(Path(settings.storage).resolve()),
     )
+
+
+def finished_metrics(folder: Path) -> dict[str, dict[str, float]]:
+    """Return the metrics of the finished run in a folder, split -> metric -> value.
+
+    Raises:
+        SettingsError: if there is no finished run.
+    """
+    path = folder / "result.json"
+    if not path.is_file():
+        raise SettingsError(f"{folder} holds no finished training run ({path.name} is missing)")
+    result: Result = build(Result, json.loads(path.read_text()), "result")
+    return result.metrics

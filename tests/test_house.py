@@ -9,18 +9,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("kernels", "models", "features", "pipelines")
+FOLDERS = ("kernels", "models", "features", "pipelines", "serving")
 
 MAY_IMPORT = {
     "kernels": {"kernels"},
     "models": {"kernels", "models"},
     "features": {"features"},
-    "pipelines": {"kernels", "models", "features", "pipelines"},
+    "serving": {"features", "serving"},
+    "pipelines": {"kernels", "models", "features", "serving", "pipelines"},
 }
 NEVER = {
     "kernels": {"ray", "mlflow", "polars", "pandas", "sklearn", "pyarrow"},
     "models": {"ray", "mlflow", "polars", "pandas", "pyarrow"},
     "features": {"torch", "ray", "mlflow", "pandas"},
+    "serving": {"torch", "ray", "mlflow", "pandas", "onnx", "onnxscript"},
     "pipelines": set[str](),
 }
 

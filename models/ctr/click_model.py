@@ -59,18 +59,30 @@ class ClickModel(nn.Module):
             ValueError: if the batch lacks a column, or a cut lies outside its user's history.
         """
         users = self.embed(batch)
-        candidates, interest = users.candidates, self.encoder(users)
-        copies = interest.shape[1] // candidates.shape[1]
-        inputs = [candidates, interest, interest * candidates.repeat(1, copies)]
+        context = None
         if self.features.context:
-            inputs.append(self.context(batch.context, self.features.context))
-        if self.settings.counters:
-            inputs.append(batch.counters.to(candidates.dtype))
-        hidden: Tensor = self.head(torch.cat(inputs, dim=1))
+            context = self.context(batch.context, self.features.context)
+        return self.logits(users.candidates, self.encoder(users), context, batch.counters)
+
+    def logits(
+        self, candidates: Tensor, interest: Tensor, context: Tensor | None, counters: Tensor | None
+    ) -> Tensor:
+        """Return `[...]` float32 from candidates and context `[..., D]`, interest `[..., I]`.
+
+        Counters are `[..., K]`, and not read by a model without them.
+        """
+        size = candidates.shape[-1]
+        parts = interest.unflatten(-1, (interest.shape[-1] // size, size))
+        inputs = [candidates, interest, (parts * candidates.unsqueeze(-2)).flatten(-2)]
+        if context is not None:
+            inputs.append(context)
+        if self.settings.counters and counters is not None:
+            inputs.append(counters.to(candidates.dtype))
+        hidden: Tensor = self.head(torch.cat(inputs, dim=-1))
         # Candidates that differ past the third digit would tie in bfloat16.
         with torch.autocast(hidden.device.type, enabled=False):
             logits: Tensor = self.output(hidden.to(self.output.weight.dtype))
-        return logits[:, 0].float()
+        return logits[..., 0].float()
 
     def embed(self, batch: TensorBatch) -> EmbeddedUsers:
         """Embed behaviours and candidates: what the history encoder reads.

@@ -49,11 +49,11 @@ class FeatureEmbedding(nn.Module):
         """Embed objects by their features.
 
         Args:
-            columns: feature name -> `[N]`.
+            columns: feature name -> `[...]`, all of one shape.
             features: which of them the objects have, at least one; other columns are not read.
 
         Returns:
-            `[N, D]`.
+            `[..., D]`.
 
         Raises:
             ValueError: if a feature has no column.
@@ -71,7 +71,7 @@ class FeatureEmbedding(nn.Module):
             embedded: Tensor = self.tables[self._table_of[name]](column)
             return embedded
         direction = self.directions[self._direction_of[name]]
-        scaled: Tensor = column[:, None].to(direction.dtype) * direction
+        scaled: Tensor = column[..., None].to(direction.dtype) * direction
         return scaled
 
 

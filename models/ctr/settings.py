@@ -34,7 +34,7 @@ class ClickModelSettings:
     tau: int = 5
     history_limit: int | None = 2000
     window: int = 50
-    hidden: tuple[int, ...] = (256, 128)
+    hidden: tuple[int, ...] = (128, 64)
     dropout: float = 0.1
     counters: bool = False
     initial_std: float = 0.5

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from hashtab.kernels.core.checks import check_cuts, check_offsets
@@ -39,16 +40,65 @@ class EmbeddedUsers(NamedTuple):
         check_cuts(self.history_offsets, self.cuts, segment_of(self.sample_offsets, samples))
 
 
+TABLE_SCALE = 1 << 16  # of the fixed point that served tables are kept in
+
+
+class ServedUsers(NamedTuple):
+    """What a scorer knows of its users at request time. U users, C candidates each.
+
+    Attributes:
+        candidates: `[U, C, D]`.
+        table: `[U, G, buckets, D]`, sums of behaviours by bucket, in units of 1 / `TABLE_SCALE`.
+        behaviours: `[U]`, how many behaviours the sums hold; a number in the same dtype.
+        recent: `[U, R, D]`, the latest behaviours in time order, R at least 1; padding at the end.
+        recent_lengths: `[U]` int64, how many of them are behaviours.
+    """
+
+    candidates: Tensor
+    table: Tensor
+    behaviours: Tensor
+    recent: Tensor
+    recent_lengths: Tensor
+
+    @property
+    def recent_mask(self) -> Tensor:
+        """`[U, 1, R]`, true where there is a behaviour."""
+        position = torch.arange(self.recent.shape[1], device=self.recent.device)
+        return position < self.recent_lengths[:, None, None]
+
+
 class HistoryEncoder(nn.Module, ABC):
     """Summarise a user's behaviours for each of the user's candidates.
+
+    In training it reads whole histories (`forward`). In serving it reads what is kept of a user
+    (`serve`): a table of sums, if it declares `groups`, and the latest behaviours, if it declares
+    `recent`.
 
     Attributes:
         output_size: length of the interest; 0 for an encoder that reads no history, else a
             multiple of D.
+        groups: of the table; 0 for an encoder that reads none.
+        buckets: of a group of the table.
+        needs_count: whether it reads how many behaviours the table holds.
+        recent: latest behaviours that it reads one by one; None for all, which no one can keep.
+        last: behaviours that a sample sees, the latest; all of them when None.
     """
 
     output_size: int
+    groups: int = 0
+    buckets: int = 0
+    needs_count: bool = False
+    recent: int | None = 0
+    last: int | None = None
 
     @abstractmethod
     def forward(self, users: EmbeddedUsers) -> Tensor:
         """Return each sample's interest `[Q, output_size]`, zeros where it sees no behaviour."""
+
+    @abstractmethod
+    def serve(self, users: ServedUsers) -> Tensor:
+        """Return the interest `[U, C, output_size]` of each user's candidates, as `forward`."""
+
+    def codes(self, behaviours: Tensor) -> Tensor:
+        """Return the bucket `[..., groups]` int64 that a behaviour `[..., D]` adds to."""
+        raise NotImplementedError(f"{type(self).__name__} keeps no table")

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from hashtab.models.ctr.encoders.base import EmbeddedUsers, HistoryEncoder
+from hashtab.models.ctr.encoders.base import EmbeddedUsers, HistoryEncoder, ServedUsers
 from hashtab.models.ctr.ragged import pairs, visible_range
 
 
@@ -26,7 +26,7 @@ class DeepInterest(HistoryEncoder):
     def __init__(self, size: int, last: int, hidden: int = 36) -> None:
         super().__init__()
         self.output_size = size
-        self.last = last
+        self.last = self.recent = last
         self.candidate = nn.Linear(size, hidden)
         self.behaviour = nn.Linear(size, hidden, bias=False)
         self.product = nn.Linear(size, hidden, bias=False)
@@ -45,3 +45,12 @@ class DeepInterest(HistoryEncoder):
         hidden_PH = hidden_PH + self.behaviour(users.behaviours).index_select(0, behaviour)
         weighted_PD = (self.weight(relu(hidden_PH)) * s_PD).to(users.candidates.dtype)
         return torch.zeros_like(users.candidates).index_add(0, sample, weighted_PD)
+
+    def serve(self, users: ServedUsers) -> Tensor:
+        """Return `[U, C, D]`."""
+        q_UC1D, s_U1RD = users.candidates[:, :, None], users.recent[:, None]
+        hidden_UCRH = self.product(q_UC1D * s_U1RD)
+        hidden_UCRH = hidden_UCRH + self.candidate(q_UC1D) + self.behaviour(s_U1RD)
+        weight_UCR = self.weight(relu(hidden_UCRH))[..., 0] * users.recent_mask
+        interest: Tensor = weight_UCR @ users.recent
+        return interest

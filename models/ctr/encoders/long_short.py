@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from hashtab.models.ctr.encoders.base import EmbeddedUsers, HistoryEncoder
+from hashtab.models.ctr.encoders.base import EmbeddedUsers, HistoryEncoder, ServedUsers
 
 
 class LongShort(HistoryEncoder):
@@ -19,7 +19,17 @@ class LongShort(HistoryEncoder):
         self.output_size = long.output_size + short.output_size
         self.long = long
         self.short = short
+        self.groups, self.buckets, self.last = long.groups, long.buckets, long.last
+        self.recent = short.recent
 
     def forward(self, users: EmbeddedUsers) -> Tensor:
         """Return `[Q, 2 D]`."""
         return torch.cat([self.long(users), self.short(users)], dim=1)
+
+    def serve(self, users: ServedUsers) -> Tensor:
+        """Return `[U, C, 2 D]`."""
+        return torch.cat([self.long.serve(users), self.short.serve(users)], dim=-1)
+
+    def codes(self, behaviours: Tensor) -> Tensor:
+        """Return the long encoder's `[..., groups]`."""
+        return self.long.codes(behaviours)

@@ -1,9 +1,10 @@
 """Mean pooling: every candidate sees the average of the behaviours before it."""
 
+import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from hashtab.models.ctr.encoders.base import EmbeddedUsers, HistoryEncoder
+from hashtab.models.ctr.encoders.base import TABLE_SCALE, EmbeddedUsers, HistoryEncoder, ServedUsers
 from hashtab.models.ctr.ragged import visible_range
 
 
@@ -19,6 +20,8 @@ class MeanPooling(HistoryEncoder):
         super().__init__()
         self.output_size = size
         self.last = last
+        self.groups = self.buckets = 1
+        self.needs_count = True
 
     def forward(self, users: EmbeddedUsers) -> Tensor:
         """Return `[Q, D]`."""
@@ -29,3 +32,13 @@ class MeanPooling(HistoryEncoder):
         running = pad(users.behaviours.double().cumsum(0), (0, 0, 1, 0))
         total = (running[end] - running[begin]).to(users.behaviours.dtype)
         return total / (end - begin).clamp(min=1)[:, None]
+
+    def serve(self, users: ServedUsers) -> Tensor:
+        """Return `[U, C, D]`."""
+        total = users.table[:, 0, 0] / TABLE_SCALE
+        mean = total / users.behaviours.clamp(min=1)[:, None]
+        return mean[:, None].expand_as(users.candidates)
+
+    def codes(self, behaviours: Tensor) -> Tensor:
+        """Return `[..., 1]`: all behaviours share one bucket."""
+        return torch.zeros_like(behaviours[..., :1], dtype=torch.int64)

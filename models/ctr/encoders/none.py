@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from hashtab.models.ctr.encoders.base import EmbeddedUsers, HistoryEncoder
+from hashtab.models.ctr.encoders.base import EmbeddedUsers, HistoryEncoder, ServedUsers
 
 
 class NoHistory(HistoryEncoder):
@@ -13,3 +13,7 @@ class NoHistory(HistoryEncoder):
     def forward(self, users: EmbeddedUsers) -> Tensor:
         """Return `[Q, 0]`."""
         return users.candidates[:, :0]
+
+    def serve(self, users: ServedUsers) -> Tensor:
+        """Return `[U, C, 0]`."""
+        return users.candidates[..., :0]

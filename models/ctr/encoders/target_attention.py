@@ -1,9 +1,12 @@
 """Exact softmax target attention over the last behaviours or over all of them."""
 
+import math
+
+import torch
 from torch import Tensor, nn
 
 from hashtab.kernels import dense
-from hashtab.models.ctr.encoders.base import EmbeddedUsers, HistoryEncoder
+from hashtab.models.ctr.encoders.base import EmbeddedUsers, HistoryEncoder, ServedUsers
 
 
 class TargetAttention(HistoryEncoder):
@@ -19,7 +22,7 @@ class TargetAttention(HistoryEncoder):
     def __init__(self, size: int, last: int | None = None) -> None:
         super().__init__()
         self.output_size = size
-        self.last = last
+        self.last = self.recent = last
         self.query = nn.Linear(size, size, bias=False)
         self.key = nn.Linear(size, size, bias=False)
         nn.init.eye_(self.query.weight)
@@ -36,3 +39,13 @@ class TargetAttention(HistoryEncoder):
             keys=self.key(users.behaviours),
             last=self.last,
         )
+
+    def serve(self, users: ServedUsers) -> Tensor:
+        """Return `[U, C, D]`."""
+        size = users.candidates.shape[-1]
+        likeness_UCR = self.query(users.candidates) @ self.key(users.recent).mT / math.sqrt(size)
+        hidden = torch.where(users.recent_mask, 0.0, float("-inf"))
+        some = (users.recent_lengths > 0)[:, None, None]
+        # A row of nothing but -inf has no softmax.
+        weight_UCR = torch.where(some, likeness_UCR + hidden, 0.0).softmax(-1) * some
+        return weight_UCR @ users.recent

@@ -1,0 +1,215 @@
+"""From a trained model's folder to a bundle: graphs, encoders, catalogue, golden batch, gate."""
+
+import hashlib
+import json
+import shutil
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from hashtab.features.dataset import Dataset
+from hashtab.features.manifest import Features
+from hashtab.features.sources import sha256
+from hashtab.features.storage import Array, write_text
+from hashtab.models.ctr import ClickModel
+from hashtab.pipelines.checkpoints import planes_digest
+from hashtab.pipelines.command_line import SettingsError
+from hashtab.pipelines.onnx_graphs import encoder_graph, scorer_graph, write_graphs
+from hashtab.pipelines.parity import Case, cases, check_parity, record_of
+from hashtab.pipelines.saved_model import load_model
+from hashtab.serving.bundle import Bundle
+from hashtab.serving.golden import GoldenBatch
+from hashtab.serving.manifest import (
+    CATALOGUE,
+    ENCODERS,
+    FORMAT,
+    GOLDEN,
+    BundleManifest,
+    Parity,
+    TableShape,
+)
+from hashtab.serving.store.record import RECENT_LIMIT
+
+LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
+_GOLDEN_CASES = 8
+
+
+def export_model(
+    model_folder: Path, dataset: Dataset, target: Path, metrics: dict[str, dict[str, float]]
+) -> BundleManifest:
+    """Write the bundle of a trained model; nothing is left where the parity gate refuses it.
+
+    Args:
+        model_folder: with `model.pt` and `model.json`.
+        dataset: that the model was trained on.
+        target: folder of the bundle; the name of the run is that of its model.
+        metrics: of the trained model, split -> metric -> value.
+
+    Returns:
+        The manifest; that of a bundle which is there already, if it holds the same model.
+
+    Raises:
+        SettingsError: if the data is not the model's, the model cannot be served, or the target
+            holds something else.
+        BundleError: if torch and onnxruntime disagree.
+    """
+    _check_data(model_folder, dataset)
+    if target.exists():
+        return _existing(target, sha256(model_folder / "model.pt"))
+    model = load_model(model_folder)
+    check_servable(model)
+    building = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    try:
+        manifest = _build(building, model, model_folder, dataset, metrics)
+        building.rename(target)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return manifest
+
+
+def _build(
+    folder: Path,
+    model: ClickModel,
+    model_folder: Path,
+    dataset: Dataset,
+    metrics: dict[str, dict[str, float]],
+) -> BundleManifest:
+    _write_parts(folder, model, dataset)
+    draft = _draft(folder, model, model_folder, dataset, metrics)
+    bundle = Bundle(folder, draft)
+    examples = cases(dataset, model)
+    parity = check_parity(model, bundle, examples)
+    golden_batch(bundle, examples[:_GOLDEN_CASES]).write(folder / GOLDEN)
+    return replace(draft, parity=parity).write(folder)
+
+
+def _check_data(model_folder: Path, dataset: Dataset) -> None:
+    path = model_folder / "model.json"
+    if not path.is_file():
+        raise SettingsError(
+            f"{model_folder} holds no trained model ({path.name} is missing); name the folder of a "
+            "finished run"
+        )
+    trained_on = json.loads(path.read_text())["data_digest"]
+    if trained_on != dataset.manifest.digest:
+        raise SettingsError(
+            f"{model_folder} was trained on data of digest {trained_on[:12]}, but "
+            f"{dataset.folder} has {dataset.manifest.digest[:12]}: give --data of that training"
+        )
+
+
+def _existing(target: Path, model_digest: str) -> BundleManifest:
+    if any(target.iterdir()):
+        manifest = BundleManifest.read(target)
+        if manifest.model_digest == model_digest:
+            manifest.check_files(target)
+            return manifest
+    raise SettingsError(f"{target} exists and holds another model; choose another --output")
+
+
+def check_servable(model: ClickModel) -> None:
+    """Refuse a model whose encoder reads more behaviours one by one than a record keeps.
+
+    Raises:
+        SettingsError: saying which setting would make it servable.
+    """
+    recent = model.encoder.recent
+    if recent is None or recent > RECENT_LIMIT:
+        raise SettingsError(
+            f"encoder {model.settings.encoder!r} reads every behaviour of a history one by one, "
+            f"which no record holds: train it with --model.history_limit of at most {RECENT_LIMIT}"
+        )
+
+
+def _write_parts(folder: Path, model: ClickModel, dataset: Dataset) -> None:
+    graphs = {"scorer": scorer_graph(model)}
+    if model.encoder.groups:
+        graphs["encoder"] = encoder_graph(model)
+    write_graphs(graphs, folder)
+    tables = dataset.folder / "tables"
+    shutil.copy(tables / CATALOGUE, folder / CATALOGUE)
+    write_text(folder / ENCODERS, (tables / ENCODERS).read_text())
+
+
+def _draft(
+    folder: Path,
+    model: ClickModel,
+    model_folder: Path,
+    dataset: Dataset,
+    metrics: dict[str, dict[str, float]],
+) -> BundleManifest:
+    schema, encoder = dataset.manifest.schema, model.encoder
+    features = dataset.manifest.features
+    if not model.settings.counters:
+        features = replace(features, counters=())
+    items = {schema.item_name, *schema.item_categorical, *schema.item_numeric}
+    draft = BundleManifest(
+        format=FORMAT,
+        run=model_folder.resolve().parent.name,
+        model_digest=sha256(model_folder / "model.pt"),
+        versions={"hashtab": version("hashtab"), **{name: version(name) for name in LIBRARIES}},
+        encoder=model.settings.encoder,
+        fingerprint="0" * 16,
+        planes_digest=planes_digest(model),
+        data_digest=dataset.manifest.digest,
+        table=TableShape(
+            groups=encoder.groups, buckets=encoder.buckets, size=model.settings.embedding_size
+        ),
+        recent=encoder.recent or 0,
+        history_limit=encoder.last,
+        counts_behaviours=encoder.needs_count,
+        features=features,
+        item=schema.item_name,
+        items=tuple(f.name for f in features.candidate if f.name in items),
+        time_features=schema.context.time,
+        parity=Parity(requests=0, scores=0, largest_difference=0.0, codes=0),
+        metrics=metrics,
+        files={},
+    )
+    return replace(draft, fingerprint=fingerprint(folder, model, features, draft))
+
+
+def fingerprint(folder: Path, model: ClickModel, features: Features, draft: BundleManifest) -> str:
+    """Return 16 hex digits of all that decides what a user's record holds.
+
+    These are the embeddings and planes that make the table, the shape of the record, and the ids of
+    items and features. Models that differ in their head alone share their tables.
+    """
+    digest = hashlib.sha256()
+    parts = {"objects": model.objects, "encoder": model.encoder} if draft.table.groups else {}
+    for part, module in parts.items():
+        for name, value in module.state_dict().items():
+            digest.update(f"{part}.{name}".encode() + value.cpu().numpy().tobytes())
+    behaviour = [asdict(feature) for feature in features.behaviour]
+    shape = [asdict(draft.table), draft.recent, draft.history_limit, behaviour, features.counters]
+    ids = [sha256(folder / name) for name in (CATALOGUE, ENCODERS)]
+    digest.update(json.dumps([shape, ids]).encode())
+    return digest.hexdigest()[:16]
+
+
+def golden_batch(bundle: Bundle, examples: list[Case]) -> GoldenBatch:
+    """Return the inputs and answers of some cases, as one batch of users."""
+    records = [record_of(bundle, case.behaviours) for case in examples]
+    inputs = bundle.scorer_inputs(records, [case.candidates for case in examples])
+    if not bundle.layout.groups:
+        none = np.empty(0, np.int32)
+        return GoldenBatch(
+            scorer_inputs=inputs,
+            scores=bundle.run_scorer(inputs),
+            encoder_inputs={},
+            increments=none,
+            codes=none,
+        )
+    behaviours: dict[str, Array] = bundle.encoder_inputs(examples[0].behaviours)
+    increments, codes, _ = bundle.run_encoder(behaviours)
+    return GoldenBatch(
+        scorer_inputs=inputs,
+        scores=bundle.run_scorer(inputs),
+        encoder_inputs=behaviours,
+        increments=increments,
+        codes=codes,
+    )

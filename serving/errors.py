@@ -1,0 +1,9 @@
+"""The errors of scoring that a user's bundle or request can cause."""
+
+
+class BundleError(ValueError):
+    """A bundle that cannot be used: names the file, what is wrong, and what to do about it."""
+
+
+class RequestError(ValueError):
+    """Requests that cannot be scored: says which, what is wrong, and what to do about it."""
