@@ -2,12 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hashtab.features import encoders
+from hashtab.features.encoders import Encoder
 from hashtab.features.errors import DataError
 from hashtab.features.manifest import Manifest
 from hashtab.features.shards import HISTORY_END, ITEM_COUNT, counter_column
@@ -94,6 +97,11 @@ class Dataset:
         names = {f.name for f in (*manifest.features.behaviour, *manifest.features.candidate)}
         catalogue = map_arrow(folder / "tables" / "catalogue.arrow")
         self._catalogue = {name: catalogue[name] for name in names if name in catalogue}
+
+    @cached_property
+    def encoders(self) -> dict[str, Encoder]:
+        """What turned raw values into ids and numbers, by feature."""
+        return encoders.load(self.folder / "tables" / "encoders.json")
 
     @classmethod
     def open(cls, path: str | Path, *, verify: bool = False) -> Self:

@@ -1,5 +1,6 @@
 """Samples of one shard: requests, labels and context, from exposures or from an exposure rule."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from hashtab.features import negatives
-from hashtab.features.encoders import FIRST_ID
+from hashtab.features.encoders import FIRST_ID, UNKNOWN_ID
 from hashtab.features.negatives import Candidates
 from hashtab.features.schema import Negatives, Schema
 from hashtab.features.sources import LABEL, PERIOD, SESSION, SPLIT, TIME
@@ -34,13 +35,18 @@ class Drawn:
 
 def with_time_features(schema: Schema, samples: pl.DataFrame) -> pl.DataFrame:
     """Add the declared features of the request's time (UTC) as ids."""
+    return samples.with_columns(time_features(schema.context.time, samples[TIME]))
+
+
+def time_features(names: Iterable[str], times: pl.Series) -> list[pl.Series]:
+    """Return features of times, microseconds since 1970 UTC, as ids; a missing time is unknown."""
     made = {
-        "hour": pl.col(TIME) // _HOUR_US % 24,
-        "weekday": (pl.col(TIME) // _DAY_US + _EPOCH_WEEKDAY) % 7,
+        "hour": times // _HOUR_US % 24,
+        "weekday": (times // _DAY_US + _EPOCH_WEEKDAY) % 7,
     }
-    return samples.with_columns(
-        (made[name] + FIRST_ID).cast(pl.Int32).alias(name) for name in schema.context.time
-    )
+    return [
+        (made[name] + FIRST_ID).cast(pl.Int32).fill_null(UNKNOWN_ID).alias(name) for name in names
+    ]
 
 
 class ExposureRule:

@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 if __package__ in (None, ""):
@@ -28,10 +29,10 @@ from hashtab.pipelines.driver import train_runs
 from hashtab.pipelines.leave import STOPPED, leave
 from hashtab.pipelines.places import shown
 from hashtab.pipelines.plots import plot_rivals
-from hashtab.pipelines.prepare import in_process
 from hashtab.pipelines.report import next_commands, number, table
 from hashtab.pipelines.runs import Run
 from hashtab.pipelines.settings import OptimiserSettings, TrainSettings
+from hashtab.pipelines.shard_tasks import run_shards
 from hashtab.pipelines.tracking import Tracking
 from hashtab.pipelines.training import check
 
@@ -93,7 +94,7 @@ def open_or_prepare(folder: Path) -> Dataset:
         print(f"{folder} is prepared already", file=sys.stderr)
     else:
         print(f"preparing {folder}", file=sys.stderr)
-        prepare(SCHEMAS["complete_journey"](), folder, run_shards=in_process)
+        prepare(SCHEMAS["complete_journey"](), folder, run_shards=partial(run_shards, workers=0))
     return Dataset.open(folder)
 
 

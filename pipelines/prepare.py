@@ -6,7 +6,6 @@
 
 import sys
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,18 +14,17 @@ if __package__ in (None, ""):
     # The package, and not this folder with its plain names, is what imports are to find.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from tqdm import tqdm
-
 from hashtab.features.datasets import SCHEMAS
 from hashtab.features.errors import DataError
 from hashtab.features.manifest import Manifest
 from hashtab.features.plain import did_you_mean
-from hashtab.features.prepare import RunShards, ShardTask, prepare
+from hashtab.features.prepare import prepare
 from hashtab.features.schema import Schema
 from hashtab.pipelines.cluster import cluster
 from hashtab.pipelines.command_line import SettingsError, parse
 from hashtab.pipelines.leave import STOPPED
 from hashtab.pipelines.places import python_script, shown
+from hashtab.pipelines.shard_tasks import run_shards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,39 +63,6 @@ class PrepareSettings:
         return Schema.from_yaml(self.schema) if self.schema else SCHEMAS[self.dataset]()
 
 
-def in_process(task: ShardTask, shards: Iterable[int]) -> None:
-    """Run the shards one by one; polars uses the cores."""
-    for shard in tqdm(list(shards), desc="shards", unit="shard"):
-        task(shard)
-
-
-def _call(task: ShardTask, shard: int) -> None:
-    task(shard)
-
-
-def on_ray(workers: int) -> RunShards:
-    """Return a runner of shards as Ray tasks, `workers` at a time; all see the output folder."""
-    return partial(_run_tasks, workers)
-
-
-def _run_tasks(at_a_time: int, task: ShardTask, shards: Iterable[int]) -> None:
-    import ray  # slow to import, and not needed by most
-
-    remote = ray.remote(num_cpus=1, max_retries=3)(_call)
-    waiting = list(shards)
-    running: list[ray.ObjectRef] = []
-    with tqdm(total=len(waiting), desc="shards", unit="shard") as progress:
-        while waiting or running:
-            while waiting and len(running) < at_a_time:
-                running.append(remote.remote(task, waiting.pop(0)))
-            done, running = ray.wait(running)
-            try:
-                ray.get(done)
-            except ray.exceptions.RayTaskError as error:
-                raise error.cause from error
-            progress.update(len(done))
-
-
 def report(manifest: Manifest, folder: Path, seconds: float) -> str:
     """Say what was made, where it lies and what to run next."""
     lengths = ", ".join(f"{percent}%: {n}" for percent, n in manifest.history_quantiles.items())
@@ -129,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
         settings = parse(PrepareSettings, arguments, __doc__)
         schema = settings.load_schema()
         folder = Path(settings.output or f"data/{schema.name}")
-        run = on_ray(settings.workers) if settings.workers else in_process
+        run = partial(run_shards, workers=settings.workers)
         # Opened first, so that one which is not there is met before any work.
         with cluster(settings.workers, settings.address):
             manifest = prepare(schema, folder, shards=settings.shards, run_shards=run)

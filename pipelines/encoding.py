@@ -1,0 +1,195 @@
+"""Histories to user records in a store, shard by shard, and the check of what came out."""
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from hashtab.features.histories import Histories, HistoryReader
+from hashtab.features.storage import Array
+from hashtab.serving.bundle import Bundle
+from hashtab.serving.store import (
+    StoreError,
+    TableOverflowError,
+    TableStore,
+    User,
+    UserRecord,
+    open_store,
+    pack,
+    sum_by_bucket,
+    unpack,
+)
+
+_USERS_AT_ONCE = 256  # records of one transaction: 16 MB where tables are wide
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardReport:
+    """What encoding one shard came to.
+
+    Args:
+        users: with a record.
+        behaviours: before the moment.
+        refused: user -> why it has no record.
+    """
+
+    users: int = 0
+    behaviours: int = 0
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """One job: all users of a data set as of one moment, by one bundle, into one store.
+
+    It can be sent to other processes, which must see all three at the same places. A finished
+    shard is noted in the store, after its last records: a job begun again does what is left.
+
+    Args:
+        bundle: folder.
+        data: folder of the prepared data set.
+        data_digest: of that data set.
+        store: URL.
+        as_of: microseconds since 1970 UTC; what had happened strictly before it is encoded.
+    """
+
+    bundle: str
+    data: str
+    data_digest: str
+    store: str
+    as_of: int
+
+    def __call__(self, shard: int) -> None:
+        """Encode one shard; does nothing where the store says that it is done.
+
+        Raises:
+            StoreError: if the store cannot be written.
+        """
+        with open_store(self.store) as store:
+            if self.done(store, shard) is None:
+                self._encode(store, shard)
+
+    def _encode(self, store: TableStore, shard: int) -> None:
+        bundle = open_bundle(self.bundle)
+        histories = self.histories(shard)
+        users, refused = histories.users.to_list(), {}
+        for start in range(0, len(users), _USERS_AT_ONCE):
+            records: dict[User, bytes] = {}
+            for i, user in enumerate(users[start : start + _USERS_AT_ONCE], start):
+                try:
+                    record = record_of_user(bundle, histories, i, self.as_of)
+                    records[user] = pack(record, bundle.layout)
+                except TableOverflowError as error:
+                    refused[str(user)] = str(error)
+            store.put(bundle.layout.fingerprint, records)
+        report = ShardReport(
+            users=len(users) - len(refused),
+            behaviours=int((histories.ends - histories.starts).sum()),
+            refused=refused,
+        )
+        store.put(bundle.layout.fingerprint, {}, {f"encoded {shard}": self._note(report)})
+
+    def histories(self, shard: int) -> Histories:
+        """Return the shard's histories as of the moment, in the ids of the bundle."""
+        return _reader(self.bundle, self.data).shard(shard).before(self.as_of)
+
+    def done(self, store: TableStore, shard: int) -> ShardReport | None:
+        """Return what this job noted of a finished shard, None where it is not finished."""
+        note = store.note(open_bundle(self.bundle).layout.fingerprint, f"encoded {shard}")
+        plain = json.loads(note) if note else {}
+        if plain.get("job") != self._identity():
+            return None
+        return ShardReport(**plain["report"])
+
+    def _note(self, report: ShardReport) -> bytes:
+        return json.dumps({"job": self._identity(), "report": report.__dict__}).encode()
+
+    def _identity(self) -> dict[str, str | int]:
+        return {"data": self.data_digest, "as_of": self.as_of}
+
+
+@lru_cache(maxsize=2)
+def open_bundle(folder: str) -> Bundle:
+    """Return the bundle of a folder, opened once a process."""
+    return Bundle.open(folder)
+
+
+@lru_cache(maxsize=2)
+def _reader(bundle_folder: str, data: str) -> HistoryReader:
+    return history_reader(open_bundle(bundle_folder), Path(data))
+
+
+def history_reader(bundle: Bundle, data: Path) -> HistoryReader:
+    """Return a reader of a data set's histories in the ids of a bundle.
+
+    Raises:
+        DataError: if the data set is not finished, or lacks a feature that the bundle reads.
+    """
+    side = {name: bundle.encoders[name] for name in bundle.manifest.side}
+    return HistoryReader(data, bundle.catalogue, side)
+
+
+def record_of_user(bundle: Bundle, histories: Histories, user: int, as_of: int) -> UserRecord:
+    """Return the record of the user with this index, from what the histories hold.
+
+    Raises:
+        TableOverflowError: if a sum or a behaviour's vector leaves the fixed point.
+    """
+    kept = histories.of(user)
+    rows = histories.rows[kept]
+    return bundle.record(_behaviours(bundle, histories, kept), histories.times[kept], rows, as_of)
+
+
+def _behaviours(bundle: Bundle, histories: Histories, kept: slice) -> dict[str, Array]:
+    names = [f.name for f in bundle.manifest.features.behaviour if f.name in bundle.manifest.items]
+    side = {name: column[kept] for name, column in histories.side.items()}
+    return side | bundle.catalogue.columns(histories.rows[kept], names)
+
+
+def verify_user(encoding: Encoding, store: TableStore, histories: Histories, user: int) -> None:
+    """Hold a stored record against its definition, bit for bit.
+
+    Table: the plain sum of all behaviours' vectors. Counters: the behaviours counted one by one.
+
+    Raises:
+        StoreError: if there is no record, or it differs.
+    """
+    bundle = open_bundle(encoding.bundle)
+    name = histories.users[user]
+    (stored,) = store.get(bundle.layout.fingerprint, [name])
+    if stored is None:
+        raise StoreError(f"user {name!r} has no record in {store.name}, though its shard is done")
+    record = unpack(stored, bundle.layout)
+    kept = histories.of(user)
+    rows, times = histories.rows[kept], histories.times[kept]
+    behaviours = _behaviours(bundle, histories, kept)
+    limit = bundle.manifest.history_limit or len(rows)
+    recent = slice(max(len(rows) - bundle.layout.recent, 0), None)
+    alike = {
+        "table": np.array_equal(record.table, _defined_table(bundle, behaviours, limit)),
+        "recent behaviours": np.array_equal(record.recent_times, times[recent])
+        and all(np.array_equal(c, behaviours[n][recent]) for n, c in record.recent.items()),
+        "counters": all(
+            dict(zip(keys.tolist(), counts.tolist(), strict=True))
+            == Counter(v for v in bundle.catalogue.counted(counter)[rows].tolist() if v)
+            for counter, (keys, counts) in record.counters.items()
+        ),
+        "watermark": record.watermark == encoding.as_of,
+    }
+    wrong = [part for part, same in alike.items() if not same]
+    if wrong:
+        raise StoreError(
+            f"the {' and '.join(wrong)} of user {name!r} in {store.name} are not those of the "
+            "user's history: was it changed meanwhile? Encode again after dropping the fingerprint"
+        )
+
+
+def _defined_table(bundle: Bundle, behaviours: dict[str, Array], limit: int) -> Array:
+    last = {name: column[max(len(column) - limit, 0) :] for name, column in behaviours.items()}
+    if not bundle.layout.groups or not len(next(iter(last.values()))):
+        return np.zeros(bundle.layout.shape, np.int64)
+    _, codes, vectors = bundle.encode(last)
+    return sum_by_bucket(codes, vectors, bundle.layout.buckets)

@@ -1,0 +1,228 @@
+"""Requests to score: files of several forms become one, and what cannot be scored is named."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from hashtab.features.dataset import Dataset
+from hashtab.features.encoders import FIRST_ID, Encoder, Vocabulary
+from hashtab.features.plain import did_you_mean
+from hashtab.features.samples import TIME_FEATURE_SIZES
+from hashtab.features.sources import ITEM, LABEL, TIME, USER, SourceFile, microseconds, sha256
+from hashtab.features.storage import map_arrow
+from hashtab.features.tables import INDEX, ROW
+from hashtab.serving.errors import RequestError
+from hashtab.serving.manifest import BundleManifest
+
+REQUEST, USER_COLUMN, CANDIDATES, CANDIDATE, TIME_COLUMN = (
+    "request",
+    "user",
+    "candidates",
+    "candidate",
+    "time",
+)
+RESERVED = (REQUEST, USER_COLUMN, CANDIDATES, CANDIDATE, TIME_COLUMN)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestFiles:
+    """Files of requests, all of one form.
+
+    A request has a `user`, its candidates as a list `candidates` or one a row in `candidate`, a
+    `time` if the model reads features of it, and a column for each context feature: one value, or
+    a list with one for each candidate. `request` names it; without, its row number does, and one
+    candidate a row needs it.
+
+    Args:
+        paths: CSV or Parquet, in order.
+        one_a_row: whether a row is a candidate and not a request.
+        columns: name -> type, those that are read.
+        ignored: columns that are not.
+    """
+
+    paths: tuple[Path, ...]
+    one_a_row: bool
+    columns: dict[str, pl.DataType]
+    ignored: tuple[str, ...]
+
+    @classmethod
+    def find(cls, pattern: str, manifest: BundleManifest) -> "RequestFiles":
+        """Find files by a path, a folder or a glob, and check their columns.
+
+        Raises:
+            RequestError: if there is none, or a file lacks a column that the model reads.
+        """
+        paths = _paths(pattern)
+        schema = dict(_scan(paths).collect_schema())
+        one_a_row = CANDIDATE in schema
+        if not one_a_row and CANDIDATES not in schema:
+            raise RequestError(
+                f"{paths[0]} needs a column {CANDIDATES!r} with lists of items or {CANDIDATE!r} "
+                f"with one item a row{did_you_mean(CANDIDATES, list(schema))}"
+            )
+        wanted = [USER_COLUMN, CANDIDATE if one_a_row else CANDIDATES, *context_columns(manifest)]
+        wanted += [REQUEST] if one_a_row else []
+        for name in wanted:
+            if name not in schema:
+                raise RequestError(
+                    f"{paths[0]} has no column {name!r}, which the model reads"
+                    f"{did_you_mean(name, list(schema))}"
+                )
+        wanted += [REQUEST] if REQUEST in schema and not one_a_row else []
+        _check_types(paths[0], schema, one_a_row, manifest)
+        return cls(
+            paths=paths,
+            one_a_row=one_a_row,
+            columns={name: schema[name] for name in wanted},
+            ignored=tuple(name for name in schema if name not in wanted),
+        )
+
+    def hashes(self) -> list[SourceFile]:
+        """Return name, size and sha256 of each file."""
+        return [
+            SourceFile(path=path.name, size=path.stat().st_size, sha256=sha256(path))
+            for path in self.paths
+        ]
+
+    def write(self, target: Path, rows_per_group: int) -> int:
+        """Write all requests as Parquet, one a row, in the order of the files.
+
+        Its columns are `request`, `user`, `candidates` as lists, `time` in microseconds and each
+        context feature.
+
+        Returns:
+            The number of requests.
+
+        Raises:
+            RequestError: if a request's name comes twice, or a list of context has another length
+                than its candidates.
+        """
+        frame = _scan(self.paths).select(*self.columns)
+        if TIME_COLUMN in self.columns:
+            time = microseconds(TIME_COLUMN, self.columns[TIME_COLUMN], None)
+            frame = frame.with_columns(time.alias(TIME_COLUMN))
+        if self.one_a_row:
+            frame = _together(frame, [n for n in self.columns if n not in (REQUEST, CANDIDATE)])
+        elif REQUEST not in self.columns:
+            frame = frame.with_row_index(REQUEST).cast({REQUEST: pl.Int64})
+        frame = frame.with_columns(pl.col(CANDIDATES).fill_null([]))
+        temporary = target.with_name(f".{target.name}.tmp")
+        frame.sink_parquet(temporary, row_group_size=rows_per_group)
+        count = self._check(temporary)
+        temporary.replace(target)
+        return count
+
+    def _check(self, written: Path) -> int:
+        requests = pl.scan_parquet(written)
+        names = requests.select(REQUEST).collect()[REQUEST]
+        if names.null_count():
+            raise RequestError(f"{self.paths[0]}: {names.null_count()} requests have no name")
+        if names.n_unique() != len(names):
+            twice = names.filter(names.is_duplicated())[0]
+            raise RequestError(f"request {twice!r} comes more than once: names must be unique")
+        for name, dtype in requests.collect_schema().items():
+            if isinstance(dtype, pl.List) and name != CANDIDATES:
+                uneven = pl.col(name).list.len() != pl.col(CANDIDATES).list.len()
+                wrong = requests.filter(uneven).select(REQUEST).head(1).collect()
+                if len(wrong):
+                    raise RequestError(
+                        f"request {wrong[REQUEST][0]!r}: the list {name!r} must have one value for "
+                        "each candidate"
+                    )
+        return len(names)
+
+
+def context_columns(manifest: BundleManifest) -> list[str]:
+    """Return the columns of a request that the model reads besides user and candidates."""
+    names = [f.name for f in manifest.features.context if f.name not in manifest.time_features]
+    return [*names, *([TIME_COLUMN] if manifest.time_features else [])]
+
+
+def _paths(pattern: str) -> tuple[Path, ...]:
+    path = Path(pattern)
+    if path.is_dir():
+        found: Iterable[Path] = (p for p in path.iterdir() if p.suffix in (".csv", ".parquet"))
+    elif path.exists():
+        found = [path]
+    else:
+        found = path.parent.glob(path.name) if path.parent.is_dir() else []
+    paths = tuple(sorted(found))
+    if not paths:
+        raise RequestError(f"no requests in {pattern}: name a CSV or Parquet file, folder or glob")
+    if len({p.suffix for p in paths}) > 1:
+        raise RequestError(f"requests in {pattern} must all be CSV or all be Parquet")
+    return paths
+
+
+def _scan(paths: tuple[Path, ...]) -> pl.LazyFrame:
+    try:
+        if paths[0].suffix == ".csv":
+            frame = pl.scan_csv(list(paths), try_parse_dates=True, infer_schema_length=10_000)
+        else:
+            frame = pl.scan_parquet(list(paths))
+        frame.collect_schema()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RequestError(f"requests {paths[0]} cannot be read: {reason}") from error
+    return frame
+
+
+def _check_types(
+    path: Path, schema: dict[str, pl.DataType], one_a_row: bool, manifest: BundleManifest
+) -> None:
+    if not one_a_row and not isinstance(schema[CANDIDATES], pl.List):
+        raise RequestError(
+            f"{path}: {CANDIDATES!r} must be a list, got {schema[CANDIDATES]}; in CSV give one "
+            f"candidate a row, in a column {CANDIDATE!r}, with {REQUEST!r} naming the request"
+        )
+    time = schema.get(TIME_COLUMN)
+    if manifest.time_features and not isinstance(time, pl.Datetime | pl.Date):
+        raise RequestError(f"{path}: {TIME_COLUMN!r} must be a date or time (UTC), got {time}")
+
+
+def _together(rows: pl.LazyFrame, others: list[str]) -> pl.LazyFrame:
+    """Join the rows of each request; context becomes a list with a value for each candidate."""
+    single = (USER_COLUMN, TIME_COLUMN)
+    return rows.group_by(REQUEST, maintain_order=True).agg(
+        pl.col(CANDIDATE).alias(CANDIDATES),
+        *(pl.col(name).first() if name in single else pl.col(name) for name in others),
+    )
+
+
+def write_split(dataset: Dataset, split: str, target: Path) -> None:
+    """Write the requests of a split as people have them: raw values, with labels beside them.
+
+    One row a request: `request`, `user`, `time`, `candidates`, context as lists, and `labels`.
+    """
+    folder, manifest = dataset.folder, dataset.manifest
+    shards = [
+        pl.DataFrame(map_arrow(folder / "samples" / split / f"{shard:05d}.arrow"))
+        for shard in range(manifest.shards)
+    ]
+    users = pl.read_ipc(folder / "tables" / "users.arrow")[USER]
+    items = pl.read_ipc(folder / "tables" / "catalogue.arrow")[ITEM]
+    samples = pl.concat(shards)
+    context = {
+        f.name: _raw(samples[f.name], dataset.encoders[f.name])
+        for f in manifest.features.context
+        if f.name not in TIME_FEATURE_SIZES
+    }
+    samples.select(
+        users.gather(samples[INDEX]).alias(USER_COLUMN),
+        pl.col(TIME).cast(pl.Datetime("us")).alias(TIME_COLUMN),
+        items.gather(samples[ROW]).alias(CANDIDATES),
+        **context,
+        labels=pl.col(LABEL),
+    ).group_by(USER_COLUMN, TIME_COLUMN, maintain_order=True).agg(pl.all()).with_row_index(
+        REQUEST
+    ).write_parquet(target)
+
+
+def _raw(ids: pl.Series, encoder: Encoder) -> pl.Series:
+    """Return the values that were encoded; unknown ones become null."""
+    if isinstance(encoder, Vocabulary):
+        values = pl.Series([None] * FIRST_ID + list(encoder.values))
+        return values.gather(ids)
+    return ids.cast(pl.Float64) * encoder.std + encoder.mean

@@ -1,0 +1,292 @@
+#!/usr/bin/env python3
+"""Score a file of requests with an exported model, each request exactly once.
+
+`python pipelines/score_batch.py --bundle models:/hashtab@champion --store tables --requests
+requests.parquet --output scores` writes a row for each request, in their order. Killed at any
+moment and run again, it does what is left; `--verify` counts an output again.
+"""
+
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):
+    # The package, and not this folder with its plain names, is what imports are to find.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import polars as pl
+
+from hashtab.features.dataset import Dataset
+from hashtab.features.errors import DataError, disk_errors
+from hashtab.features.storage import TEMPORARY, exclusive, write_text
+from hashtab.pipelines.cluster import cluster
+from hashtab.pipelines.command_line import SettingsError, parse
+from hashtab.pipelines.encode_users import absolute_store, moment
+from hashtab.pipelines.leave import STOPPED
+from hashtab.pipelines.places import python_script, shown
+from hashtab.pipelines.registry import find_bundle
+from hashtab.pipelines.requests import CANDIDATE, CANDIDATES, REQUEST, RequestFiles
+from hashtab.pipelines.scoring import EMPTY, ENCODED, HISTORY, MISSING, STORED, UNKNOWN, Scoring
+from hashtab.pipelines.settings import differences
+from hashtab.pipelines.shard_tasks import run_shards
+from hashtab.serving.bundle import Bundle
+from hashtab.serving.errors import BundleError, RequestError
+from hashtab.serving.store import StoreError, open_store
+
+MANIFEST, SUCCESS = "_MANIFEST.json", "_SUCCESS"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreSettings:
+    """Settings of batch scoring.
+
+    Args:
+        bundle: folder of a bundle, or models:/<name>@champion in the registry.
+        requests: CSV or Parquet file, folder of such, or glob, with a column user, lists of items
+            in candidates (or one a row in candidate, with the request's name in request), the
+            time if the model reads it, and the model's context features.
+        output: folder of the scores.
+        store: of user tables, as encode_users.py wrote them.
+        data: prepared data set whose histories are encoded where a user has no table.
+        as_of: moment that these histories are cut at, as of encode_users.py; by default all.
+        top: candidates kept of each request, best first; by default all, in the order asked.
+        rows: requests of one part of the output.
+        workers: Ray tasks at a time, one core each; 0 scores in this process.
+        address: of a Ray cluster, for example auto.
+        verify: count the output again, and score nothing.
+        tracking_uri: of MLflow, for a bundle in the registry.
+    """
+
+    bundle: str | None = None
+    requests: str | None = None
+    output: str = "scores"
+    store: str | None = None
+    data: str | None = None
+    as_of: str | None = None
+    top: int | None = None
+    rows: int = 2000
+    workers: int = 2
+    address: str | None = None
+    verify: bool = False
+    tracking_uri: str = "sqlite:///mlflow.db"
+
+    def __post_init__(self) -> None:
+        if self.rows < 1 or self.workers < 0:
+            raise SettingsError(
+                f"rows must be positive and workers not negative, got {self.rows}, {self.workers}"
+            )
+        if self.top is not None and self.top < 1:
+            raise SettingsError(f"top must be positive, got {self.top}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What a scored output holds, by the count of its files.
+
+    Args:
+        requests: scored, each once.
+        candidates: scored.
+        stored: requests whose user had a table in the store.
+        encoded: requests whose user's table was made from a history.
+        empty: requests that were scored with an empty history.
+        unknown_candidates: that no one knew when the model was trained.
+        missing_context: candidates with a context value missing.
+    """
+
+    requests: int
+    candidates: int
+    stored: int
+    encoded: int
+    empty: int
+    unknown_candidates: int
+    missing_context: int
+
+
+def score(settings: ScoreSettings) -> Summary:
+    """Score what is left of the requests and return what the whole output holds.
+
+    Raises:
+        SettingsError: if a setting cannot be used, or the output holds another job.
+        BundleError, DataError, StoreError, RequestError: if one of these cannot be used.
+    """
+    output = Path(settings.output).resolve()
+    if settings.verify:
+        return verified(output)
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        with exclusive(output / ".lock"), disk_errors(output):
+            return _score(settings, output)
+    except BlockingIOError as error:
+        raise SettingsError(f"another process writes to {output}; wait for it") from error
+
+
+def _score(settings: ScoreSettings, output: Path) -> Summary:
+    for stray in output.glob(TEMPORARY):
+        stray.unlink()
+    scoring = plan(settings, output)
+    if not (output / SUCCESS).exists():
+        left = [part for part in range(scoring.parts) if not scoring.part(part).exists()]
+        if left:
+            with cluster(settings.workers, settings.address):
+                run_shards(scoring, left, settings.workers)
+        write_text(output / SUCCESS, json.dumps(asdict(count(scoring)), indent=1) + "\n")
+    scoring.asked.unlink(missing_ok=True)
+    return verified(output)
+
+
+def plan(settings: ScoreSettings, output: Path) -> Scoring:
+    """Return the job of an output folder, fixed in its manifest before anything is scored.
+
+    Raises:
+        SettingsError: if a setting cannot be used, or the folder holds another job.
+    """
+    if settings.bundle is None or settings.requests is None:
+        raise SettingsError("--bundle and --requests must be given")
+    bundle = Bundle.open(find_bundle(settings.bundle, settings.tracking_uri).resolve())
+    files = RequestFiles.find(settings.requests, bundle.manifest)
+    job = _job(settings, output, bundle, files)
+    manifest = output / MANIFEST
+    if manifest.exists():
+        begun = Scoring.from_json(manifest.read_text())
+        differ = differences(_decisive(begun), _decisive(job))
+        if differ:
+            raise SettingsError(
+                f"{output} holds the scores of another job: {differ}; give another --output, or "
+                "remove it"
+            )
+        return replace(job, count=begun.count)
+    if files.ignored:
+        print(f"columns not read: {', '.join(files.ignored)}", file=sys.stderr)
+    planned = replace(job, count=files.write(job.asked, job.rows))
+    write_text(manifest, planned.to_json())
+    return planned
+
+
+def _job(settings: ScoreSettings, output: Path, bundle: Bundle, files: RequestFiles) -> Scoring:
+    """Check the places that tables come from, and join all that decides the scores."""
+    needs = bundle.layout.groups or bundle.layout.recent or bundle.layout.counters
+    if needs and settings.store is None and settings.data is None:
+        raise SettingsError(
+            "the model reads histories: give the --store of user tables, or the --data to encode "
+            "them from"
+        )
+    if settings.store is not None:
+        with open_store(settings.store, readonly=True):
+            pass  # one that cannot be read is met before any work
+    dataset = None if settings.data is None else Dataset.open(settings.data)
+    return Scoring(
+        bundle=str(bundle.folder),
+        bundle_digest=bundle.manifest.digest,
+        requests=tuple(files.hashes()),
+        count=0,
+        one_a_row=files.one_a_row,
+        rows=settings.rows,
+        store=None if settings.store is None else absolute_store(settings.store),
+        data=None if dataset is None else str(dataset.folder.resolve()),
+        data_digest=None if dataset is None else dataset.manifest.digest,
+        as_of=None if dataset is None else moment(dataset, settings.as_of),
+        top=settings.top,
+        output=str(output),
+    )
+
+
+def _decisive(job: Scoring) -> dict[str, Any]:
+    """What decides the scores; places may change names."""
+    names = ("bundle_digest", "requests", "rows", "store", "data_digest", "as_of", "top")
+    return {name: getattr(job, name) for name in names}
+
+
+def count(scoring: Scoring) -> Summary:
+    """Count the scores of all parts.
+
+    Raises:
+        RequestError: if a part is missing or cannot be read, or a request is not there once.
+    """
+    parts = [scoring.part(number) for number in range(scoring.parts)]
+    for part in parts:
+        if not part.exists():
+            raise RequestError(f"{part} is missing: run the same command again")
+    rows = pl.scan_parquet(parts)
+    try:
+        if scoring.one_a_row:
+            rows = rows.group_by(REQUEST).agg(
+                pl.col(CANDIDATE).drop_nulls().len().alias("n"), pl.all().exclude(CANDIDATE).first()
+            )
+        else:
+            rows = rows.with_columns(pl.col(CANDIDATES).list.len().alias("n"))
+        found = rows.select(
+            pl.len().alias("requests"),
+            pl.col(REQUEST).n_unique().alias("names"),
+            pl.col("n").sum().alias("candidates"),
+            *((pl.col(HISTORY) == kind).sum().alias(kind) for kind in (STORED, ENCODED, EMPTY)),
+            pl.col(UNKNOWN).sum(),
+            pl.col(MISSING).sum(),
+        ).collect()
+    except pl.exceptions.PolarsError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RequestError(f"the parts of {scoring.output} cannot be read: {reason}") from error
+    row = found.row(0, named=True)
+    if not row["requests"] == row.pop("names") == scoring.count:
+        raise RequestError(
+            f"{scoring.output} holds {row['requests']:,} requests, {scoring.count:,} were asked: "
+            "remove it and score again"
+        )
+    return Summary(**row)
+
+
+def verified(output: Path) -> Summary:
+    """Count a finished output and hold it against what it says of itself.
+
+    Raises:
+        RequestError: if it is not finished, or another count was written at its end.
+    """
+    if not (output / SUCCESS).exists():
+        raise RequestError(
+            f"{output} is not finished ({SUCCESS} is missing): run the command again"
+        )
+    found = count(Scoring.from_json((output / MANIFEST).read_text()))
+    said = Summary(**json.loads((output / SUCCESS).read_text()))
+    if found != said:
+        raise RequestError(f"{output} holds {found}, but ended with {said}: score again")
+    return found
+
+
+def report(settings: ScoreSettings, summary: Summary, seconds: float) -> str:
+    """Say what was made, where it lies and what to run next."""
+    output = Path(settings.output)
+    lines = [
+        f"{shown(output)}: {summary.requests:,} requests, {summary.candidates:,} candidates "
+        f"in {seconds:.1f} s, each request once",
+        f"histories: {summary.stored:,} requests from the store, {summary.encoded:,} encoded, "
+        f"{summary.empty:,} empty",
+    ]
+    if summary.unknown_candidates or summary.missing_context:
+        lines.append(
+            f"flagged: {summary.unknown_candidates:,} unknown candidates, "
+            f"{summary.missing_context:,} candidates with context missing"
+        )
+    command = f"{python_script('score_batch.py')} --output {shown(output)} --verify"
+    return "\n".join([*lines, f"next: {command}  (counts it again)"])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse, score, report; what cannot be scored ends with one line and exit code 2."""
+    start = time.perf_counter()
+    try:
+        settings = parse(ScoreSettings, arguments, __doc__)
+        summary = score(settings)
+    except (SettingsError, DataError, BundleError, StoreError, RequestError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return STOPPED
+    print(report(settings, summary, time.perf_counter() - start))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,282 @@
+"""Scores one part of a file of requests after another, each part written whole or not at all."""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from hashtab.features.histories import Histories, HistoryReader
+from hashtab.features.plain import build
+from hashtab.features.samples import time_features
+from hashtab.features.sources import SourceFile
+from hashtab.features.storage import Array
+from hashtab.pipelines.encoding import history_reader, open_bundle, record_of_user
+from hashtab.pipelines.requests import CANDIDATE, CANDIDATES, REQUEST, TIME_COLUMN, USER_COLUMN
+from hashtab.serving.bundle import Bundle, Candidates
+from hashtab.serving.store import (
+    CorruptRecordError,
+    ForeignRecordError,
+    TableOverflowError,
+    User,
+    UserRecord,
+    open_store,
+    unpack,
+)
+
+HISTORY, UNKNOWN, MISSING, SCORES, SCORE = (
+    "history",
+    "unknown_candidates",
+    "missing_context",
+    "scores",
+    "score",
+)
+STORED, ENCODED, EMPTY = "stored", "encoded", "empty"
+_AT_ONCE = 4096  # candidates of one call
+_USERS_AT_ONCE = 256  # records in memory: 16 MB where tables are wide
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """One job, fixed before it begins; a part of it is scored by any process that sees its places.
+
+    Args:
+        bundle: folder.
+        bundle_digest: of the bundle's manifest.
+        requests: the files, as they were when the job began.
+        count: of the requests.
+        one_a_row: whether a row of requests and scores is a candidate and not a request.
+        rows: requests of a part, the last one's apart.
+        store: URL of the user tables; None for none.
+        data: prepared data set, whose histories are encoded where a user has no table.
+        data_digest: of that data set.
+        as_of: microseconds; of these histories what is earlier counts.
+        top: candidates kept of a request, best first; all, in the order asked, when None.
+        output: folder.
+    """
+
+    bundle: str
+    bundle_digest: str
+    requests: tuple[SourceFile, ...]
+    count: int
+    one_a_row: bool
+    rows: int
+    store: str | None
+    data: str | None
+    data_digest: str | None
+    as_of: int | None
+    top: int | None
+    output: str
+
+    @property
+    def parts(self) -> int:
+        """Number of parts; one at least, so that no requests give a file with none."""
+        return max(1, -(-self.count // self.rows))
+
+    def part(self, number: int) -> Path:
+        """Return the file of a part's scores."""
+        return Path(self.output) / f"part-{number:05d}-of-{self.parts:05d}.parquet"
+
+    @property
+    def asked(self) -> Path:
+        """The requests in one form, one a row; there until all is scored."""
+        return Path(self.output) / "_requests.parquet"
+
+    def requests_of(self, number: int) -> pl.DataFrame:
+        """Return the requests of a part."""
+        return pl.scan_parquet(self.asked).slice(number * self.rows, self.rows).collect()
+
+    def __call__(self, number: int) -> None:
+        """Score one part; does nothing where its file is there."""
+        target = self.part(number)
+        if not target.exists():
+            _write_durably(target, self.score(self.requests_of(number)))
+
+    def score(self, requests: pl.DataFrame) -> pl.DataFrame:
+        """Return the scores of requests, a row each, in their order."""
+        asked = _Asked(open_bundle(self.bundle), requests)
+        users = _Users(self)
+        for some in asked.users(_USERS_AT_ONCE):
+            for user, (record, source) in users.records(some).items():
+                asked.score(user, record, source)
+        return asked.answers(self.top, self.one_a_row)
+
+    def to_json(self) -> str:
+        """Return the job as JSON."""
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Scoring":
+        """Read what `to_json` wrote."""
+        scoring: Scoring = build(cls, json.loads(text), "_MANIFEST.json")
+        return scoring
+
+
+class _Asked:
+    """Requests as arrays of candidates, and their scores as they come."""
+
+    def __init__(self, bundle: Bundle, requests: pl.DataFrame) -> None:
+        self.bundle = bundle
+        self.requests = requests
+        lengths = requests[CANDIDATES].list.len().to_numpy().astype(np.int64)
+        self.offsets = np.concatenate([[0], np.cumsum(lengths)])
+        self.request_of = np.repeat(np.arange(len(lengths)), lengths)
+        self.rows = bundle.catalogue.rows(requests[CANDIDATES].explode(empty_as_null=False))
+        self.context, self.missing = self._context()
+        features = [f.name for f in bundle.manifest.features.candidate]
+        self.features = bundle.catalogue.columns(self.rows, features)
+        self.scores = np.zeros(len(self.rows), np.float32)
+        self.sources = np.full(len(requests), EMPTY, dtype=object)
+        # Numbers of the requests by user, in the order of the users' first requests.
+        self._of_user: dict[User | None, list[int]] = {}
+        for i, user in enumerate(requests[USER_COLUMN].to_list()):
+            self._of_user.setdefault(user, []).append(i)
+
+    def users(self, at_once: int) -> list[list[User | None]]:
+        """Return the users that ask, so many at a time."""
+        every = list(self._of_user)
+        return [every[start : start + at_once] for start in range(0, len(every), at_once)]
+
+    def score(self, user: User | None, record: UserRecord, source: str) -> None:
+        """Score all candidates of a user's requests."""
+        requests = self._of_user[user]
+        self.sources[requests] = source
+        wanted = np.concatenate([np.arange(*self.offsets[i : i + 2]) for i in requests])
+        for start in range(0, len(wanted), _AT_ONCE):
+            some = wanted[start : start + _AT_ONCE]
+            candidates = Candidates(
+                features={name: column[some] for name, column in self.features.items()},
+                context={name: column[some] for name, column in self.context.items()},
+                counters=self.bundle.counters(record, self.rows[some]),
+            )
+            self.scores[some] = self.bundle.score(record, candidates)
+
+    def _context(self) -> tuple[dict[str, Array], NDArray[np.bool_]]:
+        """Encode each context feature to a value a candidate; say where a raw one is missing."""
+        manifest, encoders = self.bundle.manifest, self.bundle.encoders
+        missing = np.zeros(len(self.request_of), bool)
+        columns: dict[str, Array] = {}
+        for feature in manifest.features.context:
+            if feature.name in manifest.time_features:
+                continue
+            raw = self.requests[feature.name]
+            listed = isinstance(raw.dtype, pl.List)
+            raw = raw.explode(empty_as_null=False) if listed else raw.gather(self.request_of)
+            encoded = raw.to_frame().select(encoders[feature.name].encode(pl.col(feature.name)))
+            columns[feature.name] = encoded.to_series().to_numpy()
+            gone = raw.is_null() | raw.is_nan() if raw.dtype.is_float() else raw.is_null()
+            missing |= gone.fill_null(True).to_numpy()
+        if manifest.time_features:
+            times = self.requests[TIME_COLUMN].gather(self.request_of)
+            made = time_features(manifest.time_features, times)
+            columns |= {column.name: column.to_numpy() for column in made}
+            missing |= times.is_null().to_numpy()
+        return columns, missing
+
+    def answers(self, top: int | None, one_a_row: bool) -> pl.DataFrame:
+        """Return a row for each request, or for each candidate."""
+        number = pl.Series("_number", self.request_of)
+        flat = pl.DataFrame(
+            {
+                "_number": number,
+                CANDIDATES: self.requests[CANDIDATES].explode(empty_as_null=False),
+                SCORES: self.scores,
+            }
+        )
+        if top is not None:
+            flat = flat.sort("_number", SCORES, descending=[False, True], maintain_order=True)
+            flat = flat.group_by("_number", maintain_order=True).head(top)
+        per_request = flat.group_by("_number", maintain_order=True).agg(CANDIDATES, SCORES)
+        whole = (
+            self.requests.select(REQUEST, USER_COLUMN)
+            .with_row_index("_number")
+            .with_columns(pl.col("_number").cast(pl.Int64))
+            .join(per_request, on="_number", how="left", maintain_order="left")
+            .with_columns(
+                pl.col(CANDIDATES, SCORES).fill_null([]),
+                pl.Series(HISTORY, self.sources.tolist(), dtype=pl.String),
+                self._count(UNKNOWN, self.rows < 0),
+                self._count(MISSING, self.missing),
+            )
+            .drop("_number")
+        )
+        if not one_a_row:
+            return whole
+        return whole.explode(CANDIDATES, SCORES).rename({CANDIDATES: CANDIDATE, SCORES: SCORE})
+
+    def _count(self, name: str, flags: Array) -> pl.Series:
+        counts = np.bincount(self.request_of[flags], minlength=len(self.requests))
+        return pl.Series(name, counts.astype(np.uint32))
+
+
+class _Users:
+    """The records of users: stored, else encoded from histories, else empty."""
+
+    def __init__(self, scoring: Scoring) -> None:
+        self.scoring = scoring
+        self.bundle = open_bundle(scoring.bundle)
+        self.empty = UserRecord.empty(self.bundle.layout)
+
+    def records(self, users: list[User | None]) -> dict[User | None, tuple[UserRecord, str]]:
+        """Return the record of each user and where it comes from."""
+        known = [user for user in users if user is not None]
+        found = self._stored(known)
+        found |= self._encoded([user for user in known if user not in found])
+        return {user: found.get(user, (self.empty, EMPTY)) for user in users}
+
+    def _stored(self, users: list[User]) -> dict[User | None, tuple[UserRecord, str]]:
+        if self.scoring.store is None:
+            return {}
+        layout = self.bundle.layout
+        found: dict[User | None, tuple[UserRecord, str]] = {}
+        with open_store(self.scoring.store, readonly=True) as store:
+            for user, data in zip(users, store.get(layout.fingerprint, users), strict=True):
+                if data is None:
+                    continue
+                try:
+                    found[user] = unpack(data, layout), STORED
+                except (CorruptRecordError, ForeignRecordError) as error:
+                    print(f"user {user!r} in {store.name}: {error}; not used", flush=True)
+        return found
+
+    def _encoded(self, users: list[User]) -> dict[User | None, tuple[UserRecord, str]]:
+        if self.scoring.data is None:
+            return {}
+        reader = _reader(self.scoring.bundle, self.scoring.data)
+        found: dict[User | None, tuple[UserRecord, str]] = {}
+        by_shard: dict[int, list[User]] = {}
+        for user in users:
+            by_shard.setdefault(reader.shard_of(user), []).append(user)
+        for shard, some in by_shard.items():
+            histories = reader.shard(shard).before(self.scoring.as_of)
+            for user, index in _places(histories, some).items():
+                try:
+                    record = record_of_user(self.bundle, histories, index, 0)
+                except TableOverflowError as error:
+                    print(f"user {user!r}: {error}; scored with an empty history", flush=True)
+                else:
+                    found[user] = record, ENCODED
+        return found
+
+
+def _places(histories: Histories, users: list[User]) -> dict[User, int]:
+    known = {user: i for i, user in enumerate(histories.users.to_list())}
+    return {user: known[user] for user in users if user in known}
+
+
+@lru_cache(maxsize=2)
+def _reader(bundle: str, data: str) -> HistoryReader:
+    return history_reader(open_bundle(bundle), Path(data))
+
+
+def _write_durably(target: Path, frame: pl.DataFrame) -> None:
+    """Write Parquet by temporary name, sync and rename: a kill or a power cut leaves no half."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    frame.write_parquet(temporary)
+    with temporary.open("rb") as written:
+        os.fsync(written.fileno())
+    temporary.replace(target)
