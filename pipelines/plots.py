@@ -10,8 +10,8 @@ from hashtab.features.metrics import HISTORY_EDGES
 from hashtab.pipelines.runs import Result
 
 _SIZE = (7.0, 4.2)
-_DPI = 120
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+DPI = 120
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 
 
 def plot_run(result: Result, folder: Path) -> None:
@@ -29,11 +29,11 @@ def plot_rivals(test_metrics: Mapping[str, Mapping[str, float]], folder: Path) -
     figure, axes = _figure("test gAUC", "")
     names = list(test_metrics)
     values = [metrics["gauc"] for metrics in test_metrics.values()]
-    bars = axes.barh(names[::-1], values[::-1], color=_COLOURS[0])
+    bars = axes.barh(names[::-1], values[::-1], color=COLOURS[0])
     axes.bar_label(bars, fmt="%.3f", padding=3)
     axes.set_xlim(0.5, max(0.6, *values) + 0.03)
     axes.grid(axis="y", visible=False)
-    figure.savefig(folder / "rivals.png", dpi=_DPI)
+    figure.savefig(folder / "rivals.png", dpi=DPI)
 
 
 def learning_curves(result: Result, path: Path) -> None:
@@ -41,24 +41,24 @@ def learning_curves(result: Result, path: Path) -> None:
     epochs = [epoch.number for epoch in result.epochs]
     figure = Figure(figsize=(_SIZE[0], _SIZE[1]), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.plot(epochs, [e.loss for e in result.epochs], "o-", color=_COLOURS[0], label="training")
+    left.plot(epochs, [e.loss for e in result.epochs], "o-", color=COLOURS[0], label="training")
     losses = [e.validation["log_loss"] for e in result.epochs]
-    left.plot(epochs, losses, "s--", color=_COLOURS[1], label="validation")
-    right.plot(epochs, [e.gauc for e in result.epochs], "s--", color=_COLOURS[1])
+    left.plot(epochs, losses, "s--", color=COLOURS[1], label="validation")
+    right.plot(epochs, [e.gauc for e in result.epochs], "s--", color=COLOURS[1])
     for axes, label in ((left, "log loss"), (right, "validation gAUC")):
         axes.axvline(result.best_epoch, color="grey", linewidth=0.8, linestyle=":")
         axes.set_xticks(epochs)
-        _dress(axes, "epoch", label)
+        dress(axes, "epoch", label)
     left.legend(frameon=False)
     figure.suptitle(f"{result.name}: epoch {result.best_epoch} is kept")
-    figure.savefig(path, dpi=_DPI)
+    figure.savefig(path, dpi=DPI)
 
 
 def calibration(result: Result, path: Path) -> None:
     """Draw the share of positives against the prediction, in groups of equally many samples."""
     figure, axes = _figure("mean prediction", "share of positives")
     highest = 0.0
-    for colour, split in zip(_COLOURS, _splits(result), strict=False):
+    for colour, split in zip(COLOURS, _splits(result), strict=False):
         predicted, observed = zip(*result.calibration[split], strict=True)
         error = result.metrics[split]["calibration_error"]
         label = f"{split}, expected error {error:.3f}"
@@ -67,7 +67,7 @@ def calibration(result: Result, path: Path) -> None:
     axes.plot([0, highest], [0, highest], color="grey", linewidth=0.8, linestyle=":")
     axes.set_title(f"{result.name}: calibration")
     axes.legend(frameon=False)
-    figure.savefig(path, dpi=_DPI)
+    figure.savefig(path, dpi=DPI)
 
 
 def by_history(metrics: Mapping[str, Mapping[str, float]], folder: Path, title: str) -> None:
@@ -76,12 +76,12 @@ def by_history(metrics: Mapping[str, Mapping[str, float]], folder: Path, title: 
     present = [
         (name, label) for name, label in _buckets() if any(name in m for m in metrics.values())
     ]
-    for colour, (line, values) in zip(_COLOURS, metrics.items(), strict=False):
+    for colour, (line, values) in zip(COLOURS, metrics.items(), strict=False):
         heights = [values.get(name, float("nan")) for name, _ in present]
         axes.plot([label for _, label in present], heights, "o-", color=colour, label=line)
     axes.set_title(title)
     axes.legend(frameon=False)
-    figure.savefig(folder / "gauc_by_history.png", dpi=_DPI)
+    figure.savefig(folder / "gauc_by_history.png", dpi=DPI)
 
 
 def _buckets() -> list[tuple[str, str]]:
@@ -101,11 +101,11 @@ def _splits(result: Result) -> list[str]:
 def _figure(x: str, y: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=_SIZE, layout="constrained")
     axes = figure.subplots()
-    _dress(axes, x, y)
+    dress(axes, x, y)
     return figure, axes
 
 
-def _dress(axes: Axes, x: str, y: str) -> None:
+def dress(axes: Axes, x: str, y: str) -> None:
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(color="#dddddd", linewidth=0.6)
