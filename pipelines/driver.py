@@ -1,5 +1,6 @@
 """The driver of trainings: starts workers, follows them, tracks them, and says what came out."""
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from hashtab.features.manifest import Manifest
 from hashtab.features.plain import build
 from hashtab.pipelines import ray_training
 from hashtab.pipelines.checkpoints import Epoch
+from hashtab.pipelines.command_line import SettingsError
 from hashtab.pipelines.events import Tail
 from hashtab.pipelines.plots import plot_run
 from hashtab.pipelines.progress import ProgressBar
@@ -106,6 +108,7 @@ class Followed:
         self._begin = begin
         self._bar: ProgressBar | None = None
         self._tracked: TrackedRun | None = None
+        self._lost = False
 
     def begin(self) -> TrackedRun:
         """Begin its MLflow run if that has not begun."""
@@ -113,26 +116,45 @@ class Followed:
         return self._tracked
 
     def follow(self) -> None:
-        """Take up what has happened since the last call."""
+        """Take up what has happened since the last call.
+
+        A tracking server that is lost meanwhile stops no training: MLflow learns all when it is
+        back, at the latest by `--resume`.
+        """
         finished = self._run.finished  # asked first: what was told before that is then read
         for event in self._tail.read():
-            tracked = self.begin()
             self._bar = self._bar or ProgressBar(self._run.name)
             epochs = [build(Epoch, epoch, "epoch") for epoch in event.get("epochs", ())]
             self._bar.show(event, epochs)
-            tracked.log_epochs(epochs)
+            self._told(partial(self._log_epochs, epochs))
         if finished and not self._run.published:
-            self._publish(self.begin())
+            plot_run(self._run.result, self._run.plots)
+            self._told(self._publish)
+            self._close_bar()
 
-    def _publish(self, tracked: TrackedRun) -> None:
-        result = self._run.result
-        plot_run(result, self._run.plots)
+    def _told(self, tell: Callable[[], None]) -> None:
+        """Tell MLflow, or say once that it cannot be told now."""
+        try:
+            tell()
+        except SettingsError as error:
+            if not self._lost:
+                self._lost = True
+                print(
+                    f"{error}; {self._run.name} goes on without it. When MLflow is back, the same "
+                    "command with --resume tells it all",
+                    file=sys.stderr,
+                )
+
+    def _log_epochs(self, epochs: list[Epoch]) -> None:
+        self.begin().log_epochs(epochs)
+
+    def _publish(self) -> None:
+        tracked = self.begin()
         # Those told to a driver that was killed may be missing.
-        tracked.log_epochs(list(result.epochs))
-        tracked.log_result(self._run, result)
+        tracked.log_epochs(list(self._run.result.epochs))
+        tracked.log_result(self._run, self._run.result)
         self._run.publish()
         self._tracked = None
-        self._close_bar()
 
     def _close_bar(self) -> None:
         if self._bar:
@@ -144,5 +166,6 @@ class Followed:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._tracked:
-            self._tracked.end("KILLED" if kind is KeyboardInterrupt else "FAILED")
+            status = "KILLED" if kind is KeyboardInterrupt else "FAILED"
+            self._told(partial(self._tracked.end, status))
         self._close_bar()

@@ -63,6 +63,7 @@ class TrainSettings:
         run_name: name of the run and its folder; made of the encoder and a digest of data and
             settings by default.
         resume: go on with a run that was stopped.
+        export: write the bundle of the trained model beside it, as export.py does.
         tracking_uri: of MLflow.
         experiment: of MLflow.
     """
@@ -80,6 +81,7 @@ class TrainSettings:
     storage: str = "runs"
     run_name: str | None = None
     resume: bool = False
+    export: bool = False
     tracking_uri: str = "sqlite:///mlflow.db"
     experiment: str = "hashtab"
 

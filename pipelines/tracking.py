@@ -38,14 +38,9 @@ class Tracking:
     """
 
     def __init__(self, uri: str, experiment: str) -> None:
-        for name, value in _QUIET.items():
-            os.environ.setdefault(name, value)
-        logging.getLogger("alembic").setLevel(logging.WARNING)
-        import mlflow  # slow to import: --help and bad settings need not wait for it
-
         self.uri = uri
-        with _said_in_one_line(uri):
-            self._client: MlflowClient = mlflow.MlflowClient(tracking_uri=uri)
+        with said_in_one_line(uri):
+            self._client = connect(uri)
             found = self._client.get_experiment_by_name(experiment)
             self._experiment_id: str = (
                 found.experiment_id if found else self._client.create_experiment(experiment)
@@ -62,7 +57,7 @@ class Tracking:
         Raises:
             SettingsError: if the store cannot be used.
         """
-        with _said_in_one_line(self.uri):
+        with said_in_one_line(self.uri):
             tracked = self._find(run) or self._client.create_run(
                 self._experiment_id, run_name=run.name
             )
@@ -78,7 +73,7 @@ class Tracking:
 
     def add_artifacts(self, run: Run, folder: Path, name: str) -> None:
         """Add a folder under a name to a training's run, also after its end, if it is here."""
-        with _said_in_one_line(self.uri):
+        with said_in_one_line(self.uri):
             if self._find(run):
                 self._client.log_artifacts(run.tracked_as, str(folder), name)
 
@@ -97,8 +92,18 @@ class Tracking:
         return found if found.info.lifecycle_stage == _ACTIVE else None
 
 
+def connect(uri: str) -> "MlflowClient":
+    """Return a client of MLflow that says nothing of its own accord."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    import mlflow  # slow to import: --help and bad settings need not wait for it
+
+    return mlflow.MlflowClient(tracking_uri=uri)
+
+
 @contextmanager
-def _said_in_one_line(uri: str) -> Iterator[None]:
+def said_in_one_line(uri: str) -> Iterator[None]:
     """Turn what MLflow and its drivers raise into a `SettingsError` that names the store."""
     from mlflow.exceptions import MlflowException
 
@@ -122,6 +127,7 @@ class TrackedRun:
 
         self.run_id = run_id
         self._client = client
+        self._uri = uri
         history = client.get_metric_history(run_id, _EPOCH_METRIC)
         self._logged = {metric.step for metric in history}
         self._monitor = SystemMetricsMonitor(
@@ -151,21 +157,24 @@ class TrackedRun:
         }
         extra = {"best/epoch": result.best_epoch, "parameters": result.parameters}
         self._log(values | extra | {"seconds": result.seconds}, result.best_epoch)
-        for folder in (run.plots, run.model):
-            self._client.log_artifacts(self.run_id, str(folder), folder.name)
+        with said_in_one_line(self._uri):
+            for folder in (run.plots, run.model):
+                self._client.log_artifacts(self.run_id, str(folder), folder.name)
         self.end("FINISHED")
 
     def end(self, status: str) -> None:
         """End the run as FINISHED, FAILED or KILLED."""
         self._monitor.finish()
-        self._client.set_terminated(self.run_id, status)
+        with said_in_one_line(self._uri):
+            self._client.set_terminated(self.run_id, status)
 
     def _log(self, values: dict[str, float], step: int) -> None:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
         metrics = [Metric(name, value, now, step) for name, value in values.items()]
-        self._client.log_batch(self.run_id, metrics=metrics)
+        with said_in_one_line(self._uri):
+            self._client.log_batch(self.run_id, metrics=metrics)
 
 
 def _params(run: Run, data_digest: str) -> list[Any]:

@@ -15,6 +15,7 @@ if __package__ in (None, ""):
 
 from hashtab.features.dataset import Dataset
 from hashtab.features.errors import DataError, disk_errors
+from hashtab.pipelines.bundles import export_model
 from hashtab.pipelines.checkpoints import CheckpointError
 from hashtab.pipelines.cluster import cluster
 from hashtab.pipelines.command_line import SettingsError, parse
@@ -25,6 +26,7 @@ from hashtab.pipelines.runs import Run
 from hashtab.pipelines.settings import TrainSettings
 from hashtab.pipelines.tracking import Tracking
 from hashtab.pipelines.training import check
+from hashtab.serving.errors import BundleError
 
 
 def train(settings: TrainSettings) -> Run:
@@ -36,6 +38,7 @@ def train(settings: TrainSettings) -> Run:
             or the tracking store are not there.
         DataError: if the data is not a finished data set.
         CheckpointError: if the checkpoint is of another training, or cannot be read or written.
+        BundleError: if the model is to be exported, and torch and onnxruntime disagree.
     """
     dataset = Dataset.open(settings.data)
     check(settings, dataset)
@@ -48,6 +51,8 @@ def train(settings: TrainSettings) -> Run:
         with disk_errors(run.folder), cluster(cores, settings.address, gpus=gpus):
             tracking = Tracking(settings.tracking_uri, settings.experiment)
             train_runs([run], manifest, tracking)
+    if settings.export:
+        export_model(run.model, dataset, run.folder / "bundle", run.result.metrics)
     return run
 
 
@@ -56,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         settings = parse(TrainSettings, arguments, __doc__)
         run = train(settings)
-    except (SettingsError, DataError, CheckpointError) as error:
+    except (SettingsError, DataError, CheckpointError, BundleError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
