@@ -106,6 +106,7 @@ def _figure(x: str, y: str) -> tuple[Figure, Axes]:
 
 
 def dress(axes: Axes, x: str, y: str) -> None:
+    """Name the axes, and leave out what says nothing."""
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(color="#dddddd", linewidth=0.6)

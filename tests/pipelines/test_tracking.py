@@ -12,6 +12,7 @@ import mlflow
 import numpy as np
 import pytest
 from mlflow.entities import Run as MlflowRun
+from mlflow.exceptions import MlflowException
 
 from hashtab.features.dataset import Dataset
 from hashtab.features.errors import DataError
@@ -320,3 +321,38 @@ def test_the_commit_is_taken_from_the_environment_where_there_is_no_checkout(
     assert source_commit(tmp_path) is None
     monkeypatch.setenv("GIT_COMMIT", "abc123")
     assert source_commit(tmp_path) == Commit("abc123", dirty=None)
+
+
+def test_a_training_goes_on_without_its_tracking_server_and_tells_it_all_when_it_is_back(
+    likes: Path, database: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tests.pipelines.conftest import SMALL_MODEL, SMALL_OPTIMISER
+
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise MlflowException("connection refused")
+
+    settings = TrainSettings(
+        data=str(likes),
+        model=SMALL_MODEL,
+        optimiser=replace(SMALL_OPTIMISER, epochs=2),
+        workers=0,
+        storage=str(tmp_path),
+        tracking_uri=database,
+        experiment="lost",
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        # The first call, with the settings, arrives; then the server is gone.
+        arrives = [mlflow.MlflowClient.log_batch]
+        patch.setattr(
+            mlflow.MlflowClient,
+            "log_batch",
+            lambda *a, **k: (arrives.pop() if arrives else unreachable)(*a, **k),
+        )
+        run = train_sdim.train(settings)
+    assert run.finished
+    assert not run.published
+    assert "goes on without it" in capsys.readouterr().err
+    back = train_sdim.train(replace(settings, resume=True))
+    losses = mlflow.MlflowClient(database).get_metric_history(back.tracked_as, "train/loss")
+    assert [loss.step for loss in losses] == [1, 2]
+    assert tracked(back).info.status == "FINISHED"
