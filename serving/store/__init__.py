@@ -1,0 +1,34 @@
+"""User tables: the arithmetic, the record of a user, and the stores that keep records.
+
+`python -m hashtab.serving.store` counts, verifies, exports, imports and drops what a store holds.
+"""
+
+from hashtab.serving.store.errors import (
+    CorruptRecordError,
+    ForeignRecordError,
+    StoreError,
+    TableOverflowError,
+)
+from hashtab.serving.store.fixed_point import COMPONENT_LIMIT, SCALE, add, sum_by_bucket
+from hashtab.serving.store.keys import User
+from hashtab.serving.store.record import RecordLayout, UserRecord, check, pack, unpack
+from hashtab.serving.store.store import TableStore, open_store
+
+__all__ = [
+    "COMPONENT_LIMIT",
+    "SCALE",
+    "CorruptRecordError",
+    "ForeignRecordError",
+    "RecordLayout",
+    "StoreError",
+    "TableOverflowError",
+    "TableStore",
+    "User",
+    "UserRecord",
+    "add",
+    "check",
+    "open_store",
+    "pack",
+    "sum_by_bucket",
+    "unpack",
+]

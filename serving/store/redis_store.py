@@ -1,0 +1,118 @@
+"""User tables in a server that speaks the Redis protocol, for scorers on several machines."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from hashtab.serving.store.errors import StoreError
+from hashtab.serving.store.store import PAGE, TableStore
+
+try:
+    import redis
+except ImportError as error:
+    raise StoreError(
+        "a redis:// store needs the redis client; install it with pip install 'hashtab[redis]'"
+    ) from error
+
+PREFIX = b"hashtab:"
+"""Before every key, since a server may hold other programs' keys too."""
+
+CONNECT_S, ANSWER_S = 5, 30  # a put of many records waits for the server's disk
+
+
+class RedisStore(TableStore):
+    """A store in a Redis-protocol server.
+
+    One command writes all of a put, so none of it is seen before the rest. Whether it outlives the
+    server is the server's setting: `appendonly yes` with `appendfsync always` loses nothing. A
+    server that evicts keys makes users unknown until they are encoded again.
+    """
+
+    def __init__(self, url: str, *, readonly: bool = False) -> None:
+        super().__init__(readonly=readonly)
+        try:
+            self._client: Any = redis.Redis.from_url(
+                url, socket_connect_timeout=CONNECT_S, socket_timeout=ANSWER_S
+            )
+        except ValueError:
+            # Neither the URL nor its error is shown: both may hold the password.
+            scheme = url.partition("://")[0]
+            raise StoreError(
+                f"the {scheme}:// URL of a store cannot be read; write redis://host:port/database "
+                "or unix:///path?db=0, with special characters of a password percent-encoded"
+            ) from None
+        self.name = _name(self._client.connection_pool.connection_kwargs)
+        try:
+            self._claim()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the connections to the server."""
+        self._client.close()
+
+    def _read(self, keys: list[bytes]) -> list[bytes | None]:
+        found: list[bytes | None] = []
+        with _explained(self.name):
+            for start in range(0, len(keys), PAGE):
+                found += self._client.mget([PREFIX + key for key in keys[start : start + PAGE]])
+        return found
+
+    def _write(self, values: Mapping[bytes, bytes]) -> None:
+        with _explained(self.name):
+            self._client.mset({PREFIX + key: value for key, value in values.items()})
+
+    def _delete(self, keys: list[bytes]) -> int:
+        if not keys:
+            return 0
+        with _explained(self.name):
+            return int(self._client.unlink(*(PREFIX + key for key in keys)))
+
+    def _pages(self, prefix: bytes) -> Iterator[list[bytes]]:
+        pattern = _literal(PREFIX + prefix) + b"*"
+        cursor = 0
+        while True:
+            with _explained(self.name):
+                cursor, keys = self._client.scan(cursor, match=pattern, count=PAGE)
+            yield [key[len(PREFIX) :] for key in keys]
+            if cursor == 0:
+                return
+
+
+def _literal(text: bytes) -> bytes:
+    """Escape what a SCAN pattern gives a meaning; a fingerprint may hold any byte."""
+    special = b"*?[]^-\\"
+    return b"".join(b"\\" + bytes([c]) if c in special else bytes([c]) for c in text)
+
+
+def _name(where: Mapping[str, Any]) -> str:
+    database = where.get("db", 0)
+    if "path" in where:
+        return f"redis at {where['path']}, database {database}"
+    host, port = where.get("host", "localhost"), where.get("port", 6379)
+    return f"redis at {host}:{port}, database {database}"
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Turn errors of the client and the server into one sentence that says what to do."""
+    try:
+        yield
+    except redis.RedisError as error:
+        raise StoreError(f"{name} {_advice(error)}") from error
+
+
+def _advice(error: redis.RedisError) -> str:
+    if isinstance(error, redis.exceptions.OutOfMemoryError):
+        return "has no memory left: raise its maxmemory, or drop fingerprints of old models"
+    if isinstance(error, redis.exceptions.ReadOnlyError):
+        return "is a read-only replica: name its primary, or open it readonly"
+    if isinstance(error, redis.BusyLoadingError):
+        return "is still loading its data: try again when it has"
+    refused = redis.AuthenticationError, redis.exceptions.NoPermissionError
+    if isinstance(error, refused) or "NOAUTH" in str(error):
+        return "refuses this user or password: write redis://user:password@host:port/database"
+    if isinstance(error, redis.ConnectionError | redis.TimeoutError):
+        return f"does not answer: check the address and that the server runs ({error})"
+    return f"refuses: {error}"

@@ -1,0 +1,198 @@
+"""What every store of user tables does: bytes in and out by fingerprint and user.
+
+Keys, pages and refusals are decided here; a backend reads, writes, lists and deletes plain keys.
+"""
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Self, TypeVar
+
+from hashtab.serving.store.errors import StoreError
+from hashtab.serving.store.keys import (
+    FINGERPRINT_BYTES,
+    FORMAT_KEY,
+    NOTE_TAG,
+    User,
+    check_fingerprint,
+    is_user_key,
+    note_key,
+    user_key,
+    user_of,
+)
+
+STORE_FORMAT = b"1"
+PAGE = 512
+"""Keys that one step of a long walk or of a drop takes: with 64 kB records, 32 MB."""
+
+AnyUser = TypeVar("AnyUser", bound=User)  # keys of a mapping are invariant
+
+
+class TableStore(ABC):
+    """User records of one or more models; a context manager that closes itself.
+
+    One store may be used by several threads and, opened once in each, by several processes; it
+    does not survive a fork.
+
+    Attributes:
+        name: the store in words, without a password.
+    """
+
+    name: str
+
+    def __init__(self, *, readonly: bool) -> None:
+        self._readonly = readonly
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def get(self, fingerprint: bytes, users: Sequence[User]) -> list[bytes | None]:
+        """Records of users, in their order; None where there is none.
+
+        Raises:
+            StoreError: if the store cannot be read or a user cannot be a key.
+        """
+        return self._read([user_key(fingerprint, user) for user in users])
+
+    def put(
+        self,
+        fingerprint: bytes,
+        records: Mapping[AnyUser, bytes],
+        notes: Mapping[str, bytes] | None = None,
+    ) -> None:
+        """Write records, and notes beside them: all of them or, on an error or a kill, none.
+
+        A note is a small value about the records, such as which part of a data set they hold. When
+        this returns, what was written survives a kill; on LMDB also a power cut, on Redis what the
+        server's `appendfsync` promises.
+
+        Raises:
+            StoreError: if the store cannot be written or a user or name cannot be a key.
+        """
+        values = {user_key(fingerprint, user): record for user, record in records.items()}
+        values |= {note_key(fingerprint, name): note for name, note in (notes or {}).items()}
+        self._check_writable()
+        if values:
+            self._write(values)
+
+    def note(self, fingerprint: bytes, name: str) -> bytes | None:
+        """A note of a fingerprint, None where there is none."""
+        return self._read([note_key(fingerprint, name)])[0]
+
+    def users(self, fingerprint: bytes) -> Iterator[User]:
+        """Users with a record of a fingerprint, a page at a time.
+
+        LMDB gives them in the order of keys. Users written meanwhile may be missed, and a Redis
+        server that shrinks meanwhile may give one twice.
+        """
+        for page in self._user_pages(fingerprint):
+            yield from map(user_of, page)
+
+    def items(self, fingerprint: bytes) -> Iterator[tuple[User, bytes]]:
+        """Users of a fingerprint with their records, as `users` gives them."""
+        for page in self._user_pages(fingerprint):
+            for key, record in zip(page, self._read(page), strict=True):
+                if record is not None:  # dropped since its key was read
+                    yield user_of(key), record
+
+    def counts(self) -> dict[bytes, int]:
+        """Number of users by fingerprint; walks over all keys."""
+        keys = filter(is_user_key, chain.from_iterable(self._pages(b"")))
+        return dict(Counter(key[:FINGERPRINT_BYTES] for key in keys))
+
+    def remove(self, fingerprint: bytes, users: Iterable[User]) -> int:
+        """Delete records of users, and with them all notes of the fingerprint.
+
+        A note may say that these records are complete, which no longer holds.
+
+        Returns:
+            How many records were there.
+        """
+        self._check_writable()
+        self._delete(self._note_keys(fingerprint))
+        return self._delete([user_key(fingerprint, user) for user in users])
+
+    def drop(self, fingerprint: bytes) -> int:
+        """Delete all of a fingerprint, a page at a time; after a kill, drop again for the rest.
+
+        Returns:
+            How many records were there.
+        """
+        self._check_writable()
+        # First, since a note may say that the records are complete.
+        self._delete(self._note_keys(fingerprint))
+        return sum(self._delete(page) for page in self._user_pages(fingerprint))
+
+    def _user_pages(self, fingerprint: bytes) -> Iterator[list[bytes]]:
+        for page in self._pages(check_fingerprint(fingerprint)):
+            yield [key for key in page if is_user_key(key)]
+
+    def _note_keys(self, fingerprint: bytes) -> list[bytes]:
+        return list(chain.from_iterable(self._pages(check_fingerprint(fingerprint) + NOTE_TAG)))
+
+    def _claim(self) -> None:
+        """Mark a new store with the format of its keys, refuse one of another format."""
+        found = self._read([FORMAT_KEY])[0]
+        if found is None and self._readonly:
+            raise StoreError(f"{self.name} holds no store yet; encode users into it first")
+        if found is None:
+            self._write({FORMAT_KEY: STORE_FORMAT})
+        elif found != STORE_FORMAT:
+            raise StoreError(
+                f"{self.name} has store format {found.decode(errors='replace')}, this hashtab "
+                f"reads {STORE_FORMAT.decode()}; install the version that wrote it"
+            )
+
+    def _check_writable(self) -> None:
+        if self._readonly:
+            raise StoreError(f"{self.name} is open for reading only; open it without readonly")
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the store; closing twice is harmless."""
+
+    @abstractmethod
+    def _read(self, keys: list[bytes]) -> list[bytes | None]:
+        """Values of keys, None where there is none."""
+
+    @abstractmethod
+    def _write(self, values: Mapping[bytes, bytes]) -> None:
+        """Write all values or none, durably."""
+
+    @abstractmethod
+    def _delete(self, keys: list[bytes]) -> int:
+        """Delete all of the keys at once; return how many were there."""
+
+    @abstractmethod
+    def _pages(self, prefix: bytes) -> Iterator[list[bytes]]:
+        """Keys that start with `prefix`, about `PAGE` at a time; keys may be deleted meanwhile."""
+
+
+def open_store(url: str, *, readonly: bool = False) -> TableStore:
+    """Open a store of user tables, a new one where there is none.
+
+    Args:
+        url: a folder's path or `lmdb:path` for LMDB; `redis://host:port/db`, `rediss://` or
+            `unix://path` for a Redis-protocol server.
+        readonly: refuse to write, and to make a new store.
+
+    Raises:
+        StoreError: if the store cannot be opened, saying what to do.
+    """
+    # Imported when asked for: the redis client is an optional extra.
+    if url.startswith(("redis://", "rediss://", "unix://")):
+        from hashtab.serving.store.redis_store import RedisStore
+
+        return RedisStore(url, readonly=readonly)
+    if "://" in url:
+        raise StoreError(
+            f"store {url.partition('://')[0]}:// is not known; use a path, lmdb:path, redis://, "
+            "rediss:// or unix://"
+        )
+    from hashtab.serving.store.lmdb_store import LmdbStore
+
+    return LmdbStore(url.removeprefix("lmdb:"), readonly=readonly)
