@@ -45,6 +45,8 @@ class Catalogue:
 
     def rows(self, items: pl.Series) -> NDArray[np.int64]:
         """Return the row of each item, -1 where it is unknown or null."""
+        if items.dtype.is_float() and self.items.dtype.is_integer():
+            items = items.set(items != items.floor(), None)  # 7.5 is not item 7
         wanted = items.cast(self.items.dtype, strict=False)
         found = (
             self.items.search_sorted(wanted.fill_null(self.items[0])).to_numpy().astype(np.int64)

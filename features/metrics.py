@@ -45,11 +45,29 @@ def gauc(labels: ArrayLike, scores: ArrayLike, users: ArrayLike) -> float:
     Returns:
         NaN where no user has both classes.
     """
+    by_user, samples = user_aucs(labels, scores, users)
+    both = ~np.isnan(by_user)
+    return float(np.average(by_user[both], weights=samples[both])) if both.any() else float("nan")
+
+
+def user_aucs(
+    labels: ArrayLike, scores: ArrayLike, users: ArrayLike
+) -> tuple[Floats, NDArray[np.int64]]:
+    """AUC of each user, in the order of the users' values, and how many samples it is of.
+
+    Args:
+        labels: `[Q]` in {0, 1}.
+        scores: `[Q]`, any scale.
+        users: `[Q]`, any order.
+
+    Returns:
+        AUC, NaN for a user with one class only, and samples, both one a user.
+    """
     label, score, user = np.asarray(labels), np.asarray(scores), np.asarray(users)
     order = np.lexsort((score, user))
     label, score, user = label[order].astype(np.float64), score[order], user[order]
     if not len(label):
-        return float("nan")
+        return np.empty(0), np.empty(0, np.int64)
     starts = _run_starts(user[1:] != user[:-1])
     sizes = np.diff(starts, append=len(label))
     ranks = _average_ranks(score, user) - np.repeat(starts, sizes)
@@ -57,10 +75,7 @@ def gauc(labels: ArrayLike, scores: ArrayLike, users: ArrayLike) -> float:
     negatives = sizes - positives
     pairs = positives * negatives
     won = np.add.reduceat(ranks * label, starts) - positives * (positives + 1) / 2
-    both = pairs > 0
-    if not both.any():
-        return float("nan")
-    return float(np.average(won[both] / pairs[both], weights=sizes[both]))
+    return np.where(pairs > 0, won / np.maximum(pairs, 1), np.nan), sizes
 
 
 def _run_starts(changes: Mask) -> NDArray[np.int64]:

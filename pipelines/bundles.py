@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from hashtab.features.dataset import Dataset
-from hashtab.features.manifest import Features
 from hashtab.features.sources import sha256
 from hashtab.features.storage import Array, write_text
 from hashtab.models.ctr import ClickModel
@@ -20,6 +19,7 @@ from hashtab.pipelines.onnx_graphs import encoder_graph, scorer_graph, write_gra
 from hashtab.pipelines.parity import Case, cases, check_parity, record_of
 from hashtab.pipelines.saved_model import load_model
 from hashtab.serving.bundle import Bundle
+from hashtab.serving.errors import BundleError
 from hashtab.serving.golden import GoldenBatch
 from hashtab.serving.manifest import (
     CATALOGUE,
@@ -34,6 +34,7 @@ from hashtab.serving.store.record import RECENT_LIMIT
 
 LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 _GOLDEN_CASES = 8
+_MODEL_FILES = ("model.pt", "model.json")
 
 
 def export_model(
@@ -56,8 +57,8 @@ def export_model(
         BundleError: if torch and onnxruntime disagree.
     """
     _check_data(model_folder, dataset)
-    if target.exists():
-        return _existing(target, sha256(model_folder / "model.pt"))
+    if target.exists() and not _is_empty(target):
+        return _existing(target, _model_digest(model_folder))
     model = load_model(model_folder)
     check_servable(model)
     building = target.with_name(f".{target.name}.tmp")
@@ -88,13 +89,13 @@ def _build(
 
 
 def _check_data(model_folder: Path, dataset: Dataset) -> None:
-    path = model_folder / "model.json"
-    if not path.is_file():
-        raise SettingsError(
-            f"{model_folder} holds no trained model ({path.name} is missing); name the folder of a "
-            "finished run"
-        )
-    trained_on = json.loads(path.read_text())["data_digest"]
+    for name in _MODEL_FILES:
+        if not (model_folder / name).is_file():
+            raise SettingsError(
+                f"{model_folder} holds no trained model ({name} is missing); name the folder of a "
+                "finished run"
+            )
+    trained_on = json.loads((model_folder / "model.json").read_text())["data_digest"]
     if trained_on != dataset.manifest.digest:
         raise SettingsError(
             f"{model_folder} was trained on data of digest {trained_on[:12]}, but "
@@ -102,12 +103,26 @@ def _check_data(model_folder: Path, dataset: Dataset) -> None:
         )
 
 
+def _model_digest(model_folder: Path) -> str:
+    digests = [sha256(model_folder / name) for name in _MODEL_FILES]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _is_empty(target: Path) -> bool:
+    return target.is_dir() and not any(target.iterdir())
+
+
 def _existing(target: Path, model_digest: str) -> BundleManifest:
-    if any(target.iterdir()):
+    """Return the manifest of a bundle that is there, if it is whole and of this model."""
+    try:
         manifest = BundleManifest.read(target)
         if manifest.model_digest == model_digest:
             manifest.check_files(target)
             return manifest
+    except BundleError as error:
+        raise SettingsError(
+            f"{error} (first remove {target}, or choose another --output)"
+        ) from error
     raise SettingsError(f"{target} exists and holds another model; choose another --output")
 
 
@@ -150,7 +165,7 @@ def _draft(
     draft = BundleManifest(
         format=FORMAT,
         run=model_folder.resolve().parent.name,
-        model_digest=sha256(model_folder / "model.pt"),
+        model_digest=_model_digest(model_folder),
         versions={"hashtab": version("hashtab"), **{name: version(name) for name in LIBRARIES}},
         encoder=model.settings.encoder,
         fingerprint="0" * 16,
@@ -170,22 +185,29 @@ def _draft(
         metrics=metrics,
         files={},
     )
-    return replace(draft, fingerprint=fingerprint(folder, model, features, draft))
+    return replace(draft, fingerprint=fingerprint(folder, model, draft))
 
 
-def fingerprint(folder: Path, model: ClickModel, features: Features, draft: BundleManifest) -> str:
+def fingerprint(folder: Path, model: ClickModel, draft: BundleManifest) -> str:
     """Return 16 hex digits of all that decides what a user's record holds.
 
     These are the embeddings and planes that make the table, the shape of the record, and the ids of
-    items and features. Models that differ in their head alone share their tables.
+    items and features. Models that differ in their head alone share their tables. What an encoder
+    learns beside its table counts as well, so that no encoder has to tell the two apart.
+
+    Args:
+        folder: with catalogue and encoders.
+        model: whose records are meant.
+        draft: the manifest, all but its fingerprint.
     """
     digest = hashlib.sha256()
     parts = {"objects": model.objects, "encoder": model.encoder} if draft.table.groups else {}
     for part, module in parts.items():
         for name, value in module.state_dict().items():
             digest.update(f"{part}.{name}".encode() + value.cpu().numpy().tobytes())
-    behaviour = [asdict(feature) for feature in features.behaviour]
-    shape = [asdict(draft.table), draft.recent, draft.history_limit, behaviour, features.counters]
+    features = asdict(draft.features)
+    record = features["behaviour"], features["counters"]
+    shape = [asdict(draft.table), draft.recent, draft.history_limit, *record]
     ids = [sha256(folder / name) for name in (CATALOGUE, ENCODERS)]
     digest.update(json.dumps([shape, ids]).encode())
     return digest.hexdigest()[:16]
@@ -204,7 +226,8 @@ def golden_batch(bundle: Bundle, examples: list[Case]) -> GoldenBatch:
             increments=none,
             codes=none,
         )
-    behaviours: dict[str, Array] = bundle.encoder_inputs(examples[0].behaviours)
+    longest = max(examples, key=lambda case: len(next(iter(case.behaviours.values()))))
+    behaviours: dict[str, Array] = bundle.encoder_inputs(longest.behaviours)
     increments, codes, _ = bundle.run_encoder(behaviours)
     return GoldenBatch(
         scorer_inputs=inputs,

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Prepare Complete Journey, train SDIM and its simplest rivals, and compare them in one table.
+"""Prepare Complete Journey, train SDIM and its simplest rivals, compare them, and serve the best.
 
 Run again, it reuses what is finished, goes on with what was stopped, and says so.
 """
@@ -25,6 +25,7 @@ from hashtab.pipelines.checkpoints import CheckpointError
 from hashtab.pipelines.cluster import cluster
 from hashtab.pipelines.command_line import SettingsError, parse
 from hashtab.pipelines.count_rule import RuleResult, apply_count_rule
+from hashtab.pipelines.demo_serving import places, serve, served_table
 from hashtab.pipelines.driver import train_runs
 from hashtab.pipelines.leave import STOPPED, leave
 from hashtab.pipelines.places import shown
@@ -35,8 +36,11 @@ from hashtab.pipelines.settings import OptimiserSettings, TrainSettings
 from hashtab.pipelines.shard_tasks import run_shards
 from hashtab.pipelines.tracking import Tracking
 from hashtab.pipelines.training import check
+from hashtab.serving.errors import BundleError
+from hashtab.serving.store import StoreError
 
 RULE = "count rule, untrained"
+BEST = "SDIM + counters"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +81,7 @@ class DemoSettings:
             tracking_uri=self.tracking_uri,
         )
         rivals = {
-            "SDIM + counters": ("sdim", True),
+            BEST: ("sdim", True),
             "SDIM": ("sdim", False),
             "mean pooling": ("mean", False),
             "no history + counters": ("none", True),
@@ -159,14 +163,20 @@ def compare(settings: DemoSettings) -> str:
     runs = {name: find(name, rival, dataset) for name, rival in rivals}
     rule = apply_count_rule(dataset, ("validation", "test"))
     train_rivals(runs, dataset.manifest, settings)
+    print("serving the best of them", file=sys.stderr)
+    storage = Path(settings.storage).resolve()
+    served = serve(runs[BEST], dataset, storage, settings.tracking_uri)
     return "\n".join(
         [
             "",
             rivals_table(rule, runs),
             "",
+            served_table(served),
+            "",
             "run, model and plots of each:",
             *(f"  {name:<22} {shown(run.folder)}" for name, run in runs.items()),
             f"  {'plots of all rivals':<22} {shown(settings.plots)}",
+            *places(served),
             "",
             *next_commands(settings.tracking_uri, own_log=True),
         ]
@@ -177,7 +187,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Parse, compare, report; bad settings and data end with one line and exit code 2."""
     try:
         text = compare(parse(DemoSettings, arguments, __doc__))
-    except (SettingsError, DataError, CheckpointError) as error:
+    except (SettingsError, DataError, CheckpointError, BundleError, StoreError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

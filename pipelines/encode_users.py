@@ -5,12 +5,13 @@
 writes a record for each user. Run again, it does what is left: nothing, where all is done.
 """
 
+import re
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 if __package__ in (None, ""):
@@ -86,7 +87,8 @@ def moment(dataset: Dataset, as_of: str | None) -> int:
             f"as_of must be a time such as 2024-03-01T12:00 or one of "
             f"{', '.join(dataset.manifest.splits)}, got {as_of!r}"
         ) from error
-    return int((when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() * 1_000_000)
+    since = (when if when.tzinfo else when.replace(tzinfo=UTC)) - datetime(1970, 1, 1, tzinfo=UTC)
+    return since // timedelta(microseconds=1)
 
 
 @contextmanager
@@ -94,21 +96,27 @@ def only_writer(store: str) -> Iterator[None]:
     """Hold an LMDB store against other encodings for as long as this one lasts.
 
     Raises:
-        SettingsError: if another process encodes into it.
+        SettingsError: if another process encodes into it, or its folder cannot be written.
     """
     if "://" in store:
         yield
         return
     folder = Path(store.removeprefix("lmdb:"))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        # Beside the folder, which is to hold the store's files and no others.
-        with exclusive(folder.with_name(f".{folder.name}.encoding")):
-            yield
-    except BlockingIOError as error:
-        raise SettingsError(
-            f"another process encodes users into {folder}; wait for it or stop it"
-        ) from error
+    with ExitStack() as stack:
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            # Beside the folder, which is to hold the store's files and no others.
+            stack.enter_context(exclusive(folder.with_name(f".{folder.name}.encoding")))
+        except BlockingIOError as error:
+            raise SettingsError(
+                f"another process encodes users into {folder}; wait for it or stop it"
+            ) from error
+        except OSError as error:
+            raise SettingsError(
+                f"store {folder} cannot be written ({error.strerror}): give another --store, or "
+                "change the permissions of its folder"
+            ) from error
+        yield
 
 
 def encode(settings: EncodeSettings) -> tuple[Encoding, list[ShardReport]]:
@@ -134,12 +142,20 @@ def encode(settings: EncodeSettings) -> tuple[Encoding, list[ShardReport]]:
     encoding.histories(0)  # meets a bundle and data that do not fit before any work
     shards = range(dataset.manifest.shards)
     with only_writer(encoding.store), open_store(encoding.store) as store:
+        encoding.begin(store)
         left = [shard for shard in shards if encoding.done(store, shard) is None]
         if left:
             with cluster(settings.workers, settings.address):
                 run_shards(encoding, left, settings.workers)
-        verify_sample(encoding, dataset.manifest.shards)
-        return encoding, [encoding.done(store, s) or ShardReport() for s in shards]
+        reports = [encoding.done(store, shard) for shard in shards]
+        done = [found for found in reports if found is not None]
+        if len(done) < len(reports):
+            raise StoreError(
+                f"another process encoded other users into {store.name} meanwhile: see that it "
+                "has ended, and run again"
+            )
+        verify_sample(encoding, done)
+        return encoding, done
 
 
 def absolute_store(store: str) -> str:
@@ -147,20 +163,23 @@ def absolute_store(store: str) -> str:
     return store if "://" in store else str(Path(store.removeprefix("lmdb:")).resolve())
 
 
-def verify_sample(encoding: Encoding, shards: int) -> None:
+def verify_sample(encoding: Encoding, reports: list[ShardReport]) -> None:
     """Hold records of some users, spread over the shards, against their definition.
+
+    Args:
+        encoding: that is done.
+        reports: of all shards.
 
     Raises:
         StoreError: if one differs.
     """
-    chosen = np.random.default_rng(encoding.as_of % 2**32).integers(shards, size=_SAMPLE)
+    chosen = np.random.default_rng(encoding.as_of % 2**32).integers(len(reports), size=_SAMPLE)
     with open_store(encoding.store, readonly=True) as store:
         for shard, count in zip(*np.unique(chosen, return_counts=True), strict=True):
             histories = encoding.histories(int(shard))
-            report = encoding.done(store, int(shard))
-            refused = report.refused if report else {}
-            for user in np.linspace(0, len(histories) - 1, count).astype(int).tolist():
-                if str(histories.users[user]) not in refused:
+            users = np.linspace(0, len(histories) - 1, min(count, len(histories)))
+            for user in users.astype(int).tolist():
+                if str(histories.users[user]) not in reports[shard].refused:
                     verify_user(encoding, store, histories, user)
 
 
@@ -173,13 +192,14 @@ def report(
     refused = {user: why for part in shards for user, why in part.refused.items()}
     when = datetime.fromtimestamp(encoding.as_of / 1e6, UTC).isoformat(timespec="seconds")
     bundle = open_bundle(encoding.bundle)
+    store = re.sub("(?<=://).*@", "", settings.store)  # a URL without its password
     lines = [
-        f"{settings.store}: {users:,} users, {behaviours:,} behaviours before {when}, "
+        f"{store}: {users:,} users, {behaviours:,} behaviours before {when}, "
         f"fingerprint {bundle.manifest.fingerprint}, in {seconds:.1f} s",
         f"a sample of {_SAMPLE} records equals its definition bit for bit",
         *(f"no record of user {user}: {why}" for user, why in refused.items()),
         f"next: {python_script('score_batch.py')} --bundle {settings.bundle} "
-        f"--store {settings.store} --requests requests.parquet --output scores",
+        f"--store {store} --requests requests.parquet --output scores",
     ]
     return "\n".join(lines)
 

@@ -24,6 +24,7 @@ from hashtab.serving.store import (
 )
 
 _USERS_AT_ONCE = 256  # records of one transaction: 16 MB where tables are wide
+_JOB = "encoding"  # name of the note of the job whose shards are noted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,18 @@ class Encoding:
         with open_store(self.store) as store:
             if self.done(store, shard) is None:
                 self._encode(store, shard)
+
+    def begin(self, store: TableStore) -> None:
+        """Make this the store's job; what another one noted of its shards holds no longer.
+
+        Its records are about to be replaced, perhaps only in part: begun again after that, it must
+        not find them done.
+        """
+        fingerprint = open_bundle(self.bundle).layout.fingerprint
+        mine = json.dumps(self._identity()).encode()
+        if store.note(fingerprint, _JOB) != mine:
+            store.remove(fingerprint, [])
+            store.put(fingerprint, {}, {_JOB: mine})
 
     def _encode(self, store: TableStore, shard: int) -> None:
         bundle = open_bundle(self.bundle)
@@ -155,20 +168,27 @@ def verify_user(encoding: Encoding, store: TableStore, histories: Histories, use
     Table: the plain sum of all behaviours' vectors. Counters: the behaviours counted one by one.
 
     Raises:
-        StoreError: if there is no record, or it differs.
+        StoreError: if there is no record, it is damaged, or it differs.
     """
     bundle = open_bundle(encoding.bundle)
     name = histories.users[user]
     (stored,) = store.get(bundle.layout.fingerprint, [name])
     if stored is None:
         raise StoreError(f"user {name!r} has no record in {store.name}, though its shard is done")
-    record = unpack(stored, bundle.layout)
+    try:
+        record = unpack(stored, bundle.layout)
+    except StoreError as error:
+        raise StoreError(
+            f"user {name!r} in {store.name}: {error}, with python -m hashtab.serving.store verify "
+            "STORE --remove, and encode again"
+        ) from error
     kept = histories.of(user)
     rows, times = histories.rows[kept], histories.times[kept]
     behaviours = _behaviours(bundle, histories, kept)
     limit = bundle.manifest.history_limit or len(rows)
     recent = slice(max(len(rows) - bundle.layout.recent, 0), None)
     alike = {
+        "number of behaviours": record.behaviours == min(len(rows), limit),
         "table": np.array_equal(record.table, _defined_table(bundle, behaviours, limit)),
         "recent behaviours": np.array_equal(record.recent_times, times[recent])
         and all(np.array_equal(c, behaviours[n][recent]) for n, c in record.recent.items()),

@@ -20,7 +20,8 @@ from hashtab.pipelines.bundles import export_model
 from hashtab.pipelines.checkpoints import CheckpointError
 from hashtab.pipelines.command_line import SettingsError, parse
 from hashtab.pipelines.places import python_script, shown
-from hashtab.pipelines.runs import finished_metrics
+from hashtab.pipelines.registry import register
+from hashtab.pipelines.runs import FinishedRun
 from hashtab.serving.errors import BundleError
 from hashtab.serving.manifest import BundleManifest
 
@@ -33,37 +34,57 @@ class ExportSettings:
         run: folder of a finished training run.
         data: folder of the prepared data set that it was trained on.
         output: folder of the bundle; `bundle` in the run's folder by default.
+        register: name of the registered model that the bundle becomes the challenger of; none by
+            default.
+        tracking_uri: of MLflow, to register in.
     """
 
     run: str | None = None
     data: str = "data/complete_journey"
     output: str | None = None
+    register: str | None = None
+    tracking_uri: str = "sqlite:///mlflow.db"
 
 
-def export(settings: ExportSettings) -> tuple[Path, BundleManifest]:
-    """Export a run; returns the bundle's folder and manifest.
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """A bundle's folder and manifest, and its version in the registry, if it is there."""
+
+    folder: Path
+    manifest: BundleManifest
+    version: int | None
+
+
+def export(settings: ExportSettings) -> Exported:
+    """Export a run, and register its bundle if that is asked for.
 
     Raises:
-        SettingsError: if the run or data cannot be used.
+        SettingsError: if the run, the data or MLflow cannot be used.
         DataError: if the data is not a finished data set.
         BundleError: if torch and onnxruntime disagree.
     """
     if settings.run is None:
         raise SettingsError("--run must name the folder of a finished training run")
-    run = Path(settings.run)
-    metrics = finished_metrics(run)
-    dataset = Dataset.open(settings.data)
-    target = Path(settings.output or run / "bundle").resolve()
+    folder = Path(settings.run)
+    run = FinishedRun.read(folder)
+    target = Path(settings.output or folder / "bundle").resolve()
     with disk_errors(target):
-        return target, export_model(run / "model", dataset, target, metrics)
+        dataset = Dataset.open(settings.data)
+        manifest = export_model(folder / "model", dataset, target, run.metrics)
+    version = None
+    if settings.register is not None:
+        known = run.mlflow_run_id if run.tracking_uri == settings.tracking_uri else None
+        version = register(target, settings.register, settings.tracking_uri, known)
+    return Exported(folder=target, manifest=manifest, version=version)
 
 
-def report(folder: Path, manifest: BundleManifest, seconds: float) -> str:
+def report(settings: ExportSettings, exported: Exported, seconds: float) -> str:
     """Say what was made, where it lies and what to run next."""
+    manifest, folder = exported.manifest, shown(exported.folder)
     parity, table = manifest.parity, manifest.table
     size = sum(info.size for info in manifest.files.values()) / 1e6
     lines = [
-        f"{shown(folder)}: {manifest.encoder}, {size:.1f} MB in {seconds:.1f} s, "
+        f"{folder}: {manifest.encoder}, {size:.1f} MB in {seconds:.1f} s, "
         f"fingerprint {manifest.fingerprint}",
         f"torch and onnxruntime agree: {parity.scores:,} scores of {parity.requests} requests "
         f"within {parity.largest_difference:.1g}, {parity.codes:,} hash codes all equal",
@@ -72,20 +93,23 @@ def report(folder: Path, manifest: BundleManifest, seconds: float) -> str:
         lines.append(
             f"a user's table: {table.groups} groups of {table.buckets} buckets of {table.size}"
         )
-    command = python_script("encode_users.py")
-    lines.append(f"next: {command} --bundle {shown(folder)} --data ... --store tables")
-    return "\n".join(lines)
+    command = f"{python_script('encode_users.py')} --bundle {folder} --store tables"
+    if exported.version is not None:
+        lines.append(f"registered as version {exported.version} of {settings.register}")
+        command = f"{python_script('promote.py')} --name {settings.register}"
+    return "\n".join([*lines, f"next: {command} --data {settings.data}"])
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse, export, report; what cannot be exported ends with one line and exit code 2."""
     start = time.perf_counter()
     try:
-        folder, manifest = export(parse(ExportSettings, arguments, __doc__))
+        settings = parse(ExportSettings, arguments, __doc__)
+        exported = export(settings)
     except (SettingsError, DataError, CheckpointError, BundleError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(report(folder, manifest, time.perf_counter() - start))
+    print(report(settings, exported, time.perf_counter() - start))
     return 0
 
 

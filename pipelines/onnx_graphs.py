@@ -116,4 +116,13 @@ def _export(module: nn.Module, inputs: Example, outputs: tuple[str, ...]) -> Mod
     graph = program.model_proto
     refused = REFUSED_OPERATORS & {node.op_type for node in graph.graph.node}
     assert not refused, f"the graph holds {sorted(refused)}"
+    _forget_origin(graph)
     return graph
+
+
+def _forget_origin(graph: ModelProto) -> None:
+    """Remove what torch notes of each operator: its stack trace with the paths of this machine."""
+    main = graph.graph
+    named = (main.node, main.initializer, main.input, main.output, main.value_info)
+    for part in (graph, main, *(element for elements in named for element in elements)):
+        part.ClearField("metadata_props")

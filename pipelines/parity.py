@@ -18,7 +18,7 @@ from hashtab.models.ctr import ClickModel, TensorBatch
 from hashtab.serving.bundle import Bundle, Candidates
 from hashtab.serving.errors import BundleError
 from hashtab.serving.manifest import Parity
-from hashtab.serving.store import UserRecord, pack, sum_by_bucket, unpack
+from hashtab.serving.store import TableOverflowError, UserRecord, pack, sum_by_bucket, unpack
 
 TOLERANCE = 1e-4
 REAL_REQUESTS = 128
@@ -49,11 +49,15 @@ def check_parity(model: ClickModel, bundle: Bundle, cases: list[Case]) -> Parity
     that defines them.
 
     Raises:
-        BundleError: if two scores differ by more than 1e-4, or a code or a table at all.
+        BundleError: if two scores differ by more than 1e-4, or a code or a table at all, or if a
+            history leaves the fixed point of tables.
     """
     largest, codes = 0.0, check_catalogue_codes(model, bundle)
     for case in cases:
-        record = record_of(bundle, case.behaviours)
+        try:
+            record = record_of(bundle, case.behaviours)
+        except TableOverflowError as error:
+            raise BundleError(f"{error} ({case.name}): nothing was exported") from error
         served = bundle.score(record, case.candidates)
         difference = float(np.abs(served - torch_scores(model, case)).max())
         if not difference <= TOLERANCE:

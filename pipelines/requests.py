@@ -10,7 +10,16 @@ from hashtab.features.dataset import Dataset
 from hashtab.features.encoders import FIRST_ID, Encoder, Vocabulary
 from hashtab.features.plain import did_you_mean
 from hashtab.features.samples import TIME_FEATURE_SIZES
-from hashtab.features.sources import ITEM, LABEL, TIME, USER, SourceFile, microseconds, sha256
+from hashtab.features.sources import (
+    ITEM,
+    LABEL,
+    TIME,
+    USER,
+    SourceFile,
+    key,
+    microseconds,
+    sha256,
+)
 from hashtab.features.storage import map_arrow
 from hashtab.features.tables import INDEX, ROW
 from hashtab.serving.errors import RequestError
@@ -23,6 +32,7 @@ REQUEST, USER_COLUMN, CANDIDATES, CANDIDATE, TIME_COLUMN = (
     "candidate",
     "time",
 )
+_OTHERS = "_different_"  # before a column: how many values of it one request's rows have
 RESERVED = (REQUEST, USER_COLUMN, CANDIDATES, CANDIDATE, TIME_COLUMN)
 
 
@@ -39,12 +49,14 @@ class RequestFiles:
         paths: CSV or Parquet, in order.
         one_a_row: whether a row is a candidate and not a request.
         columns: name -> type, those that are read.
+        numbers: names of those that hold numbers.
         ignored: columns that are not.
     """
 
     paths: tuple[Path, ...]
     one_a_row: bool
     columns: dict[str, pl.DataType]
+    numbers: tuple[str, ...]
     ignored: tuple[str, ...]
 
     @classmethod
@@ -55,7 +67,8 @@ class RequestFiles:
             RequestError: if there is none, or a file lacks a column that the model reads.
         """
         paths = _paths(pattern)
-        schema = dict(_scan(paths).collect_schema())
+        numbers = _numeric_context(manifest)
+        schema = dict(_scan(paths, numbers).collect_schema())
         one_a_row = CANDIDATE in schema
         if not one_a_row and CANDIDATES not in schema:
             raise RequestError(
@@ -76,6 +89,7 @@ class RequestFiles:
             paths=paths,
             one_a_row=one_a_row,
             columns={name: schema[name] for name in wanted},
+            numbers=numbers,
             ignored=tuple(name for name in schema if name not in wanted),
         )
 
@@ -96,10 +110,11 @@ class RequestFiles:
             The number of requests.
 
         Raises:
-            RequestError: if a request's name comes twice, or a list of context has another length
-                than its candidates.
+            RequestError: if a file cannot be read to its end, a request's name comes twice, or a
+                list of context has another length than its candidates.
         """
-        frame = _scan(self.paths).select(*self.columns)
+        frame = _scan(self.paths, self.numbers).select(*self.columns)
+        frame = frame.with_columns(key(USER_COLUMN, self.columns[USER_COLUMN]))
         if TIME_COLUMN in self.columns:
             time = microseconds(TIME_COLUMN, self.columns[TIME_COLUMN], None)
             frame = frame.with_columns(time.alias(TIME_COLUMN))
@@ -108,11 +123,25 @@ class RequestFiles:
         elif REQUEST not in self.columns:
             frame = frame.with_row_index(REQUEST).cast({REQUEST: pl.Int64})
         frame = frame.with_columns(pl.col(CANDIDATES).fill_null([]))
+        frame = frame.with_columns(self._missing_lists())
         temporary = target.with_name(f".{target.name}.tmp")
-        frame.sink_parquet(temporary, row_group_size=rows_per_group)
+        try:
+            frame.sink_parquet(temporary, row_group_size=rows_per_group)
+        except pl.exceptions.PolarsError as error:
+            reason = " ".join(str(error).split("\n\n")[0].split())
+            raise RequestError(f"requests {self.paths[0]} cannot be read: {reason}") from error
         count = self._check(temporary)
         temporary.replace(target)
         return count
+
+    def _missing_lists(self) -> list[pl.Expr]:
+        """A list of context that is missing lacks a value for each candidate."""
+        nothing = pl.lit(None).repeat_by(pl.col(CANDIDATES).list.len())
+        return [
+            pl.col(name).fill_null(nothing.cast(dtype))
+            for name, dtype in self.columns.items()
+            if isinstance(dtype, pl.List) and name != CANDIDATES
+        ]
 
     def _check(self, written: Path) -> int:
         requests = pl.scan_parquet(written)
@@ -123,7 +152,14 @@ class RequestFiles:
             twice = names.filter(names.is_duplicated())[0]
             raise RequestError(f"request {twice!r} comes more than once: names must be unique")
         for name, dtype in requests.collect_schema().items():
-            if isinstance(dtype, pl.List) and name != CANDIDATES:
+            if name.startswith(_OTHERS):
+                wrong = requests.filter(pl.col(name) > 1).select(REQUEST).head(1).collect()
+                if len(wrong):
+                    raise RequestError(
+                        f"the rows of request {wrong[REQUEST][0]!r} have more than one "
+                        f"{name.removeprefix(_OTHERS)}: names of requests must be unique"
+                    )
+            elif isinstance(dtype, pl.List) and name != CANDIDATES:
                 uneven = pl.col(name).list.len() != pl.col(CANDIDATES).list.len()
                 wrong = requests.filter(uneven).select(REQUEST).head(1).collect()
                 if len(wrong):
@@ -147,7 +183,8 @@ def _paths(pattern: str) -> tuple[Path, ...]:
     elif path.exists():
         found = [path]
     else:
-        found = path.parent.glob(path.name) if path.parent.is_dir() else []
+        anchor = Path(path.anchor) if path.is_absolute() else Path()
+        found = anchor.glob(str(path.relative_to(path.anchor)))
     paths = tuple(sorted(found))
     if not paths:
         raise RequestError(f"no requests in {pattern}: name a CSV or Parquet file, folder or glob")
@@ -156,12 +193,23 @@ def _paths(pattern: str) -> tuple[Path, ...]:
     return paths
 
 
-def _scan(paths: tuple[Path, ...]) -> pl.LazyFrame:
+def _numeric_context(manifest: BundleManifest) -> tuple[str, ...]:
+    return tuple(f.name for f in manifest.features.context if f.kind == "numeric")
+
+
+def _scan(paths: tuple[Path, ...], numbers: tuple[str, ...]) -> pl.LazyFrame:
+    """Scan files; the columns `numbers` hold numbers, also where a CSV begins with whole ones."""
     try:
         if paths[0].suffix == ".csv":
-            frame = pl.scan_csv(list(paths), try_parse_dates=True, infer_schema_length=10_000)
+            frame = pl.scan_csv(
+                list(paths),
+                try_parse_dates=True,
+                infer_schema_length=10_000,
+                schema_overrides=dict.fromkeys(numbers, pl.Float64),
+                glob=False,
+            )
         else:
-            frame = pl.scan_parquet(list(paths))
+            frame = pl.scan_parquet(list(paths), glob=False)
         frame.collect_schema()
     except (pl.exceptions.PolarsError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -177,6 +225,15 @@ def _check_types(
             f"{path}: {CANDIDATES!r} must be a list, got {schema[CANDIDATES]}; in CSV give one "
             f"candidate a row, in a column {CANDIDATE!r}, with {REQUEST!r} naming the request"
         )
+    for feature in manifest.features.context:
+        dtype = schema.get(feature.name)
+        inner = dtype.inner if isinstance(dtype, pl.List) and not one_a_row else dtype
+        number = inner is None or inner.is_numeric() or inner in (pl.Boolean, pl.Null)
+        if inner is not None and (inner.is_nested() or not (number or feature.kind != "numeric")):
+            raise RequestError(
+                f"{path}: {feature.name!r} must hold one {feature.kind} value a request or "
+                f"candidate, got {dtype}"
+            )
     time = schema.get(TIME_COLUMN)
     if manifest.time_features and not isinstance(time, pl.Datetime | pl.Date):
         raise RequestError(f"{path}: {TIME_COLUMN!r} must be a date or time (UTC), got {time}")
@@ -188,6 +245,7 @@ def _together(rows: pl.LazyFrame, others: list[str]) -> pl.LazyFrame:
     return rows.group_by(REQUEST, maintain_order=True).agg(
         pl.col(CANDIDATE).alias(CANDIDATES),
         *(pl.col(name).first() if name in single else pl.col(name) for name in others),
+        *(pl.col(name).n_unique().alias(f"{_OTHERS}{name}") for name in single if name in others),
     )
 
 

@@ -204,14 +204,34 @@ def absolute(settings: TrainSettings) -> TrainSettings:
     )
 
 
-def finished_metrics(folder: Path) -> dict[str, dict[str, float]]:
-    """Return the metrics of the finished run in a folder, split -> metric -> value.
+@dataclass(frozen=True, kw_only=True)
+class FinishedRun:
+    """What the folder of a finished training run says of it.
 
-    Raises:
-        SettingsError: if there is no finished run.
+    Args:
+        metrics: split -> metric -> value.
+        mlflow_run_id: of its MLflow run; None where it was not tracked.
+        tracking_uri: of the store that holds the MLflow run.
     """
-    path = folder / "result.json"
-    if not path.is_file():
-        raise SettingsError(f"{folder} holds no finished training run ({path.name} is missing)")
-    result: Result = build(Result, json.loads(path.read_text()), "result")
-    return result.metrics
+
+    metrics: dict[str, dict[str, float]]
+    mlflow_run_id: str | None
+    tracking_uri: str | None
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Read a run's folder.
+
+        Raises:
+            SettingsError: if it holds no finished run.
+        """
+        path = folder / "result.json"
+        if not path.is_file():
+            raise SettingsError(f"{folder} holds no finished training run ({path.name} is missing)")
+        result: Result = build(Result, json.loads(path.read_text()), "result")
+        record = json.loads((folder / "run.json").read_text())
+        return cls(
+            metrics=result.metrics,
+            mlflow_run_id=record["mlflow_run_id"],
+            tracking_uri=record.get("tracking_uri"),
+        )

@@ -9,6 +9,8 @@ moment and run again, it does what is left; `--verify` counts an output again.
 import json
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ import polars as pl
 
 from hashtab.features.dataset import Dataset
 from hashtab.features.errors import DataError, disk_errors
+from hashtab.features.plain import build
+from hashtab.features.sources import sha256
 from hashtab.features.storage import TEMPORARY, exclusive, write_text
 from hashtab.pipelines.cluster import cluster
 from hashtab.pipelines.command_line import SettingsError, parse
@@ -29,7 +33,16 @@ from hashtab.pipelines.leave import STOPPED
 from hashtab.pipelines.places import python_script, shown
 from hashtab.pipelines.registry import find_bundle
 from hashtab.pipelines.requests import CANDIDATE, CANDIDATES, REQUEST, RequestFiles
-from hashtab.pipelines.scoring import EMPTY, ENCODED, HISTORY, MISSING, STORED, UNKNOWN, Scoring
+from hashtab.pipelines.scoring import (
+    EMPTY,
+    ENCODED,
+    HISTORY,
+    MISSING,
+    SCORE,
+    STORED,
+    UNKNOWN,
+    Scoring,
+)
 from hashtab.pipelines.settings import differences
 from hashtab.pipelines.shard_tasks import run_shards
 from hashtab.serving.bundle import Bundle
@@ -115,43 +128,69 @@ def score(settings: ScoreSettings) -> Summary:
     output = Path(settings.output).resolve()
     if settings.verify:
         return verified(output)
-    output.mkdir(parents=True, exist_ok=True)
-    try:
-        with exclusive(output / ".lock"), disk_errors(output):
-            return _score(settings, output)
-    except BlockingIOError as error:
-        raise SettingsError(f"another process writes to {output}; wait for it") from error
-
-
-def _score(settings: ScoreSettings, output: Path) -> Summary:
-    for stray in output.glob(TEMPORARY):
-        stray.unlink()
-    scoring = plan(settings, output)
-    if not (output / SUCCESS).exists():
-        left = [part for part in range(scoring.parts) if not scoring.part(part).exists()]
-        if left:
-            with cluster(settings.workers, settings.address):
-                run_shards(scoring, left, settings.workers)
-        write_text(output / SUCCESS, json.dumps(asdict(count(scoring)), indent=1) + "\n")
-    scoring.asked.unlink(missing_ok=True)
-    return verified(output)
-
-
-def plan(settings: ScoreSettings, output: Path) -> Scoring:
-    """Return the job of an output folder, fixed in its manifest before anything is scored.
-
-    Raises:
-        SettingsError: if a setting cannot be used, or the folder holds another job.
-    """
     if settings.bundle is None or settings.requests is None:
         raise SettingsError("--bundle and --requests must be given")
     bundle = Bundle.open(find_bundle(settings.bundle, settings.tracking_uri).resolve())
     files = RequestFiles.find(settings.requests, bundle.manifest)
-    job = _job(settings, output, bundle, files)
+    job, place = _job(settings, output, bundle, files)
+    with _only_writer(output), disk_errors(output):
+        for stray in output.glob(TEMPORARY):
+            stray.unlink()
+        scoring = plan(job, place, files)
+        if (output / SUCCESS).exists():
+            scoring.asked.unlink(missing_ok=True)
+            return verified(output)
+        return _finish(scoring, settings)
+
+
+@contextmanager
+def _only_writer(output: Path) -> Iterator[None]:
+    """Hold an output folder, made where it is not there, for this process alone."""
+    with ExitStack() as stack:
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(exclusive(output / ".lock"))
+        except BlockingIOError as error:
+            raise SettingsError(f"another process writes to {output}; wait for it") from error
+        except OSError as error:
+            raise SettingsError(
+                f"output {output} cannot be written ({error.strerror}): give another --output, or "
+                "change its permissions"
+            ) from error
+        yield
+
+
+def _finish(scoring: Scoring, settings: ScoreSettings) -> Summary:
+    """Score the parts that are not there, and seal the output."""
+    parts = [scoring.part(number) for number in range(scoring.parts)]
+    left = [number for number, part in enumerate(parts) if not part.exists()]
+    if left:
+        with cluster(settings.workers, settings.address):
+            run_shards(scoring, left, settings.workers)
+    summary = count(scoring)
+    sealed = {"summary": asdict(summary), "files": {part.name: sha256(part) for part in parts}}
+    write_text(Path(scoring.output) / SUCCESS, json.dumps(sealed, indent=1) + "\n")
+    scoring.asked.unlink()
+    return summary
+
+
+def plan(job: Scoring, place: str | None, files: RequestFiles) -> Scoring:
+    """Return the job of an output folder, fixed in its manifest before anything is scored.
+
+    Args:
+        job: that is asked for, without the count of its requests.
+        place: the store in words, without a password; None for none.
+        files: of the requests.
+
+    Raises:
+        SettingsError: if the folder holds another job.
+        RequestError: if the requests cannot be used, or the folder's manifest cannot be read.
+    """
+    output = Path(job.output)
     manifest = output / MANIFEST
     if manifest.exists():
-        begun = Scoring.from_json(manifest.read_text())
-        differ = differences(_decisive(begun), _decisive(job))
+        begun = _begun(output)
+        differ = differences(_decisive(begun), _decisive(replace(job, store=place)))
         if differ:
             raise SettingsError(
                 f"{output} holds the scores of another job: {differ}; give another --output, or "
@@ -161,36 +200,54 @@ def plan(settings: ScoreSettings, output: Path) -> Scoring:
     if files.ignored:
         print(f"columns not read: {', '.join(files.ignored)}", file=sys.stderr)
     planned = replace(job, count=files.write(job.asked, job.rows))
-    write_text(manifest, planned.to_json())
+    write_text(manifest, replace(planned, store=place).to_json())
     return planned
 
 
-def _job(settings: ScoreSettings, output: Path, bundle: Bundle, files: RequestFiles) -> Scoring:
-    """Check the places that tables come from, and join all that decides the scores."""
+def _begun(output: Path) -> Scoring:
+    try:
+        return Scoring.from_json((output / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        raise RequestError(
+            f"{output / MANIFEST} cannot be read ({error}): remove {output} and score again"
+        ) from error
+
+
+def _job(
+    settings: ScoreSettings, output: Path, bundle: Bundle, files: RequestFiles
+) -> tuple[Scoring, str | None]:
+    """Check the places that tables come from, and join all that decides the scores.
+
+    Returns:
+        The job, and its store in words.
+    """
     needs = bundle.layout.groups or bundle.layout.recent or bundle.layout.counters
     if needs and settings.store is None and settings.data is None:
         raise SettingsError(
             "the model reads histories: give the --store of user tables, or the --data to encode "
             "them from"
         )
+    store = place = None
     if settings.store is not None:
-        with open_store(settings.store, readonly=True):
-            pass  # one that cannot be read is met before any work
+        store = absolute_store(settings.store)
+        with open_store(store, readonly=True) as opened:  # met before any work if it cannot be read
+            place = opened.name
     dataset = None if settings.data is None else Dataset.open(settings.data)
-    return Scoring(
+    job = Scoring(
         bundle=str(bundle.folder),
         bundle_digest=bundle.manifest.digest,
         requests=tuple(files.hashes()),
         count=0,
         one_a_row=files.one_a_row,
         rows=settings.rows,
-        store=None if settings.store is None else absolute_store(settings.store),
+        store=store,
         data=None if dataset is None else str(dataset.folder.resolve()),
         data_digest=None if dataset is None else dataset.manifest.digest,
         as_of=None if dataset is None else moment(dataset, settings.as_of),
         top=settings.top,
         output=str(output),
     )
+    return job, place
 
 
 def _decisive(job: Scoring) -> dict[str, Any]:
@@ -208,12 +265,12 @@ def count(scoring: Scoring) -> Summary:
     parts = [scoring.part(number) for number in range(scoring.parts)]
     for part in parts:
         if not part.exists():
-            raise RequestError(f"{part} is missing: run the same command again")
+            raise RequestError(f"{part} is missing: run the same command again, without --verify")
     rows = pl.scan_parquet(parts)
     try:
         if scoring.one_a_row:
             rows = rows.group_by(REQUEST).agg(
-                pl.col(CANDIDATE).drop_nulls().len().alias("n"), pl.all().exclude(CANDIDATE).first()
+                pl.col(SCORE).count().alias("n"), pl.all().exclude(CANDIDATE, SCORE).first()
             )
         else:
             rows = rows.with_columns(pl.col(CANDIDATES).list.len().alias("n"))
@@ -227,7 +284,10 @@ def count(scoring: Scoring) -> Summary:
         ).collect()
     except pl.exceptions.PolarsError as error:
         reason = str(error).strip().splitlines()[0]
-        raise RequestError(f"the parts of {scoring.output} cannot be read: {reason}") from error
+        raise RequestError(
+            f"the parts of {scoring.output} cannot be read ({reason}): remove the one that is "
+            "damaged and run the same command again"
+        ) from error
     row = found.row(0, named=True)
     if not row["requests"] == row.pop("names") == scoring.count:
         raise RequestError(
@@ -238,17 +298,28 @@ def count(scoring: Scoring) -> Summary:
 
 
 def verified(output: Path) -> Summary:
-    """Count a finished output and hold it against what it says of itself.
+    """Count a finished output and hold it, byte by byte, against what was written at its end.
 
     Raises:
-        RequestError: if it is not finished, or another count was written at its end.
+        RequestError: if it is not finished, or naming the part that is missing or was altered.
     """
     if not (output / SUCCESS).exists():
         raise RequestError(
             f"{output} is not finished ({SUCCESS} is missing): run the command again"
         )
-    found = count(Scoring.from_json((output / MANIFEST).read_text()))
-    said = Summary(**json.loads((output / SUCCESS).read_text()))
+    try:
+        sealed = json.loads((output / SUCCESS).read_text())
+        said, files = build(Summary, sealed["summary"], SUCCESS), dict(sealed["files"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise RequestError(
+            f"{output / SUCCESS} was altered: remove {output} and score again"
+        ) from error
+    for name, digest in files.items():
+        path = output / name
+        if not path.exists() or sha256(path) != digest:
+            what = "was altered or damaged" if path.exists() else "is missing"
+            raise RequestError(f"{path} {what}: remove {output} and score again")
+    found = count(_begun(output))
     if found != said:
         raise RequestError(f"{output} holds {found}, but ended with {said}: score again")
     return found

@@ -90,20 +90,27 @@ class Scoring:
         """Return the requests of a part."""
         return pl.scan_parquet(self.asked).slice(number * self.rows, self.rows).collect()
 
-    def __call__(self, number: int) -> None:
-        """Score one part; does nothing where its file is there."""
-        target = self.part(number)
-        if not target.exists():
-            _write_durably(target, self.score(self.requests_of(number)))
+    def __call__(self, number: int) -> list[str]:
+        """Score one part; does nothing where its file is there.
 
-    def score(self, requests: pl.DataFrame) -> pl.DataFrame:
-        """Return the scores of requests, a row each, in their order."""
+        Returns:
+            A line for each user whose table could not be used.
+        """
+        target = self.part(number)
+        if target.exists():
+            return []
+        scores, said = self.score(self.requests_of(number))
+        _write_durably(target, scores)
+        return said
+
+    def score(self, requests: pl.DataFrame) -> tuple[pl.DataFrame, list[str]]:
+        """Return the scores of requests, a row each, in their order, and what is to be said."""
         asked = _Asked(open_bundle(self.bundle), requests)
         users = _Users(self)
         for some in asked.users(_USERS_AT_ONCE):
             for user, (record, source) in users.records(some).items():
                 asked.score(user, record, source)
-        return asked.answers(self.top, self.one_a_row)
+        return asked.answers(self.top, self.one_a_row), users.said
 
     def to_json(self) -> str:
         """Return the job as JSON."""
@@ -145,9 +152,14 @@ class _Asked:
         """Score all candidates of a user's requests."""
         requests = self._of_user[user]
         self.sources[requests] = source
-        wanted = np.concatenate([np.arange(*self.offsets[i : i + 2]) for i in requests])
-        for start in range(0, len(wanted), _AT_ONCE):
-            some = wanted[start : start + _AT_ONCE]
+        for request in requests:
+            self._score(record, *self.offsets[request : request + 2].tolist())
+
+    def _score(self, record: UserRecord, begin: int, end: int) -> None:
+        # A call holds one request alone: a runtime may round otherwise in a call of another size,
+        # and scores must not depend on what else the part or the user asks.
+        for start in range(begin, end, _AT_ONCE):
+            some = slice(start, min(start + _AT_ONCE, end))
             candidates = Candidates(
                 features={name: column[some] for name, column in self.features.items()},
                 context={name: column[some] for name, column in self.context.items()},
@@ -220,6 +232,7 @@ class _Users:
         self.scoring = scoring
         self.bundle = open_bundle(scoring.bundle)
         self.empty = UserRecord.empty(self.bundle.layout)
+        self.said: list[str] = []
 
     def records(self, users: list[User | None]) -> dict[User | None, tuple[UserRecord, str]]:
         """Return the record of each user and where it comes from."""
@@ -240,7 +253,7 @@ class _Users:
                 try:
                     found[user] = unpack(data, layout), STORED
                 except (CorruptRecordError, ForeignRecordError) as error:
-                    print(f"user {user!r} in {store.name}: {error}; not used", flush=True)
+                    self.said.append(f"user {user!r} in {store.name}: {error}; not used")
         return found
 
     def _encoded(self, users: list[User]) -> dict[User | None, tuple[UserRecord, str]]:
@@ -257,7 +270,7 @@ class _Users:
                 try:
                     record = record_of_user(self.bundle, histories, index, 0)
                 except TableOverflowError as error:
-                    print(f"user {user!r}: {error}; scored with an empty history", flush=True)
+                    self.said.append(f"user {user!r}: {error}; scored with an empty history")
                 else:
                     found[user] = record, ENCODED
         return found

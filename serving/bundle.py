@@ -22,6 +22,7 @@ from hashtab.serving.store import COMPONENT_LIMIT, TableOverflowError, UserRecor
 
 _TOLERANCE = 1e-4  # of a score, between two machines' arithmetic
 _PIECE = 4096  # behaviours of one call
+_FEWEST = 2  # candidates of one call: a product of one row is summed in another order
 _INT32 = np.iinfo(np.int32)
 
 Int32 = NDArray[np.int32]
@@ -44,12 +45,12 @@ class Candidates:
 
 
 class Bundle:
-    """One exported model, ready to serve in one thread; open it once in each process.
+    """One exported model, ready to serve; open it once in each process, for all of its threads.
 
     Args:
         folder: of the bundle.
         manifest: checked.
-        threads: that one call may use. Scores are the same for any number.
+        threads: that the scorer may use in one call; more than one may change a score's last digit.
     """
 
     def __init__(self, folder: Path, manifest: BundleManifest, threads: int = 1) -> None:
@@ -57,7 +58,8 @@ class Bundle:
         self.manifest = manifest
         self.layout = manifest.layout
         self._scorer = _session(folder / SCORER, threads)
-        self._encoder = _session(folder / ENCODER, threads) if manifest.table.groups else None
+        # onnxruntime's threads add to one row of a table without a lock, and lose behaviours.
+        self._encoder = _session(folder / ENCODER, 1) if manifest.table.groups else None
 
     @classmethod
     def open(cls, path: str | Path, *, threads: int = 1) -> Self:
@@ -94,7 +96,7 @@ class Bundle:
             `[G, buckets, D]` int64 in units of 2^-16, the same for any cut into pieces.
 
         Raises:
-            TableOverflowError: if a component of a behaviour's vector reaches 256.
+            TableOverflowError: if a component of a behaviour's vector reaches 256 or is no number.
         """
         length = len(next(iter(behaviours.values())))
         shape = self.layout.shape
@@ -109,10 +111,10 @@ class Bundle:
         increments, _, vectors = self.encode(behaviours)
         length = len(vectors)
         largest = int(np.abs(vectors).max(initial=0))
-        if largest >= COMPONENT_LIMIT - 1:
+        if largest >= COMPONENT_LIMIT - 1:  # where the encoder puts all that is larger
             raise TableOverflowError(
-                "a behaviour's vector has a component of 256 or more, which no table holds: "
-                "look for an outlier in the numeric features of behaviours"
+                "a behaviour's vector has a component of 256 or more, or that is no number, which "
+                "no table holds: look for an outlier in the numeric features of behaviours"
             )
         if largest * length <= _INT32.max:
             return increments.astype(np.int64)
@@ -221,7 +223,7 @@ class Bundle:
     def score(self, record: UserRecord, candidates: Candidates) -> Float32:
         """Return the probability of each of a user's candidates, `[C]` float32.
 
-        The score of a candidate does not depend on the others.
+        The score of a candidate does not depend on the others, not in a bit where `threads` is 1.
         """
         return self.score_users([record], [candidates])[0]
 
@@ -244,7 +246,7 @@ class Bundle:
         self, records: Sequence[UserRecord], candidates: Sequence[Candidates]
     ) -> dict[str, Array]:
         """Return the scorer's inputs by name; shorter lists of candidates are padded."""
-        width = max(len(part.counters) for part in candidates)
+        width = max(_FEWEST, *(len(part.counters) for part in candidates))
         return self._state(records) | self._candidates(candidates, width)
 
     def _candidates(self, parts: Sequence[Candidates], width: int) -> dict[str, Array]:

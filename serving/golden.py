@@ -46,15 +46,15 @@ class GoldenBatch:
         try:
             with np.load(path, allow_pickle=False) as stored:
                 arrays = dict(stored)
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            return cls(
+                scorer_inputs=_under("scorer/", arrays),
+                scores=arrays["scores"],
+                encoder_inputs=_under("encoder/", arrays),
+                increments=arrays["increments"],
+                codes=arrays["codes"],
+            )
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise BundleError(f"{path} cannot be read: {error}; export the model again") from error
-        return cls(
-            scorer_inputs=_under("scorer/", arrays),
-            scores=arrays["scores"],
-            encoder_inputs=_under("encoder/", arrays),
-            increments=arrays["increments"],
-            codes=arrays["codes"],
-        )
 
 
 def _under(prefix: str, arrays: dict[str, Array]) -> dict[str, Array]:

@@ -55,7 +55,7 @@ class BundleManifest:
     Args:
         format: version of the layout of the files.
         run: name of the training run.
-        model_digest: sha256 of the weights that were exported.
+        model_digest: of the weights and settings that were exported.
         versions: of the libraries that wrote it.
         encoder: name of the history encoder.
         fingerprint: 16 hex digits, of all that decides what a user's record holds.

@@ -10,15 +10,16 @@ from hashtab.models.ctr.batch import Feature
 from hashtab.models.ctr.click_model import ClickModel
 from hashtab.models.ctr.encoders.base import TABLE_SCALE, ServedUsers
 
-COMPONENT_LIMIT = (1 << 24) - 1  # integers up to here are exact in float32
+LARGEST_COMPONENT = (1 << 24) - 1  # 256 less one unit; integers up to here are exact in float32
 
 
 class ServedEncoder(nn.Module):
     """What each behaviour adds to its user's table, in int32 fixed point of 2^-16.
 
     Integers make a table independent of the order and the grouping of its behaviours. A component
-    beyond 256 is held at `COMPONENT_LIMIT`, so that no more than 127 behaviours can leave int32 in
-    one call, and none at all where no component reaches `2**31 / L`.
+    of 256 or more, or that is no number, becomes `LARGEST_COMPONENT`, which tells the caller. The
+    sums of one call are int32: those of 128 behaviours are exact whatever they are, those of L
+    behaviours where no component reaches `2**31 / L`.
 
     Args:
         model: whose history encoder keeps a table.
@@ -44,7 +45,9 @@ class ServedEncoder(nn.Module):
         groups, buckets = self.encoder.groups, self.encoder.buckets
         codes = self.encoder.codes(embedded)
         fixed = (embedded * TABLE_SCALE).round()
-        vectors = fixed.clamp(-COMPONENT_LIMIT, COMPONENT_LIMIT).to(torch.int32)
+        # Not a clamp: a NaN would pass it and become whatever integer the processor likes.
+        held = torch.where(fixed.abs() < LARGEST_COMPONENT, fixed, LARGEST_COMPONENT)
+        vectors = held.to(torch.int32)
         first = torch.arange(users * groups, device=codes.device).view(users, 1, groups) * buckets
         rows = vectors[:, :, None].expand(users, length, groups, size).reshape(-1, size)
         table = vectors.new_zeros(users * groups * buckets, size)

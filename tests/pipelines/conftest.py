@@ -15,6 +15,28 @@ from hashtab.features.prepare import prepare
 from hashtab.features.schema import Behaviours, Context, Exposures, Items, Schema, Split
 from hashtab.models.ctr import ClickModelSettings
 from hashtab.pipelines.settings import OptimiserSettings, TrainSettings
+from tests.pipelines.bundles import (
+    din_bundle,
+    fitted_bundle,
+    long_short_bundle,
+    mean_bundle,
+    none_bundle,
+    sdim_bundle,
+    shop_bundle,
+    shop_data,
+)
+
+# Fixtures that live in a file of their own; pytest finds them by these names.
+__all__ = [
+    "din_bundle",
+    "fitted_bundle",
+    "long_short_bundle",
+    "mean_bundle",
+    "none_bundle",
+    "sdim_bundle",
+    "shop_bundle",
+    "shop_data",
+]
 
 USERS, ITEMS, KINDS, DAYS = 60, 50, 5, 40
 START = datetime(2024, 1, 1)

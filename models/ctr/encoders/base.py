@@ -49,7 +49,7 @@ class ServedUsers(NamedTuple):
     Attributes:
         candidates: `[U, C, D]`.
         table: `[U, G, buckets, D]`, sums of behaviours by bucket, in units of 1 / `TABLE_SCALE`.
-        behaviours: `[U]`, how many behaviours the sums hold; a number in the same dtype.
+        behaviours: `[U]` int64, how many behaviours the sums hold.
         recent: `[U, R, D]`, the latest behaviours in time order, R at least 1; padding at the end.
         recent_lengths: `[U]` int64, how many of them are behaviours.
     """

@@ -74,7 +74,7 @@ class HashSampledAttention(HistoryEncoder):
 
     def codes(self, behaviours: Tensor) -> Tensor:
         """Return `[..., G]`; as `kernels.sdim.codes`, by products that every runtime has."""
-        bits = (behaviours @ self.planes > 0).to(behaviours.dtype)
+        bits = (behaviours.float() @ self.planes > 0).float()
         codes: Tensor = (bits @ self._powers()).long()
         return codes
 

@@ -1,0 +1,86 @@
+"""Whether one model ranks better than another: a paired bootstrap over the same users."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from hashtab.features.errors import DataError
+from hashtab.features.metrics import user_aucs
+from hashtab.pipelines.evaluation import Predictions
+from hashtab.pipelines.plots import COLOURS, DPI, dress
+
+_SEED = 0
+_AT_ONCE = 100  # resamples in memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Challenger against champion on the same samples.
+
+    Args:
+        differences: `[R]`, gAUC of the challenger less that of the champion, in each resample.
+        difference: the same over all users.
+        low: lower end of the confidence interval.
+        high: upper end.
+    """
+
+    differences: NDArray[np.float64]
+    difference: float
+    low: float
+    high: float
+
+    @property
+    def better(self) -> bool:
+        """Whether the challenger is better beyond doubt: the whole interval lies above 0."""
+        return self.low > 0
+
+    @property
+    def share(self) -> float:
+        """Share of the resamples in which the challenger is better."""
+        return float((self.differences > 0).mean())
+
+
+def compare(
+    champion: Predictions, challenger: Predictions, resamples: int, confidence: float
+) -> Comparison:
+    """Resample users with replacement and compare the two models' gAUC in each resample.
+
+    Args:
+        champion: its scores of a split.
+        challenger: scores of the same samples in the same order.
+        resamples: number R.
+        confidence: that the interval covers, for example 0.95.
+
+    Raises:
+        DataError: if no user has samples of both labels.
+    """
+    before, samples = user_aucs(champion.labels, champion.scores, champion.users)
+    after, _ = user_aucs(challenger.labels, challenger.scores, challenger.users)
+    both = ~np.isnan(before)
+    if not both.any():
+        raise DataError("no user has samples of both labels: there is nothing to compare")
+    gain, weight = (after - before)[both], samples[both].astype(np.float64)
+    random = np.random.default_rng(_SEED)
+    found = np.empty(resamples)
+    for start in range(0, resamples, _AT_ONCE):
+        part = found[start : start + _AT_ONCE]
+        drawn = random.integers(0, len(gain), (len(part), len(gain)))
+        part[:] = (gain[drawn] * weight[drawn]).sum(1) / weight[drawn].sum(1)
+    low, high = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2])
+    whole = float(np.average(gain, weights=weight))
+    return Comparison(differences=found, difference=whole, low=float(low), high=float(high))
+
+
+def plot_comparison(comparison: Comparison, path: Path) -> None:
+    """Draw how often each difference came out, with the interval and 0."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    dress(axes, "gAUC of the challenger less that of the champion", "resamples of users")
+    axes.hist(comparison.differences, bins=50, color=COLOURS[0])
+    axes.axvline(0, color="black", linewidth=1)
+    for end in (comparison.low, comparison.high):
+        axes.axvline(end, color=COLOURS[1], linewidth=1, linestyle="--")
+    figure.savefig(path, dpi=DPI)
