@@ -168,7 +168,9 @@ def kill_a_worker(when: Callable[[], bool]) -> threading.Thread:
 
     def kill() -> None:
         wait_for(when)
-        wait_for(lambda: any(worker.kill() is None for worker in at_work()[:1]))
+        wait_for(lambda: bool(at_work()))
+        for worker in at_work()[:1]:
+            worker.kill()
 
     def at_work() -> list[psutil.Process]:
         children = psutil.Process().children(recursive=True)
