@@ -144,9 +144,9 @@ class Registry:
         The version appears when all its files are in the store.
         """
         with said_in_one_line(self.uri):
+            self._make()
             run_id = run_id or self._run_of(bundle)
             model = self._log(bundle, run_id)
-            self._make()
             version = self._client.create_model_version(
                 self.name,
                 # Not models:/<id>, which a database looks up in the process's default store.

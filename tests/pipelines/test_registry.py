@@ -20,7 +20,9 @@ from hashtab.serving.errors import BundleError
 from hashtab.serving.manifest import BundleManifest
 
 # MLflow and what it imports deprecate each other's names, which is none of our doing.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:.*Any type hint:UserWarning"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -152,6 +154,14 @@ def _killed(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
 
+def test_a_name_that_no_model_can_have_leaves_nothing_behind(
+    sdim_bundle: Path, database: str, tmp_path: Path
+) -> None:
+    with pytest.raises(SettingsError, match=r"Invalid model name \('my\.model'\)"):
+        register(sdim_bundle, "my.model", database, None)
+    assert not list(tmp_path.rglob("MLmodel"))
+
+
 def test_half_a_bundle_is_not_registered(
     sdim_bundle: Path, database: str, name: str, tmp_path: Path
 ) -> None:
@@ -168,7 +178,7 @@ def test_half_a_bundle_is_not_registered(
 def test_a_registered_bundle_that_lost_a_part_is_told(
     sdim_bundle: Path, database: str, tmp_path: Path, lost: str
 ) -> None:
-    name = lost.replace("/", "-")
+    name = f"lost-{lost.count('/')}"
     version = register(sdim_bundle, name, database, None)
     path = artifacts(database, name, version) / lost
     shutil.rmtree(path) if path.is_dir() else path.unlink()
