@@ -1,10 +1,11 @@
 """Kill encode_users.py and score_batch.py, run them again until done, and count what is lost.
 
-Three are killed by SIGKILL, each so many times at moments drawn at random over a whole run: the
-driver, which works and writes to LMDB itself; a Ray worker that is at a task; and the Redis server
-that the tables lie in, which is then started again. A run that ends in an error is begun again by
-the same command. A round is over when one ends well: its records or scores are held against those
-of an undisturbed run, all is removed, and the next round begins, until all kills are spent.
+Three are killed by SIGKILL, each so many times at moments drawn at random over the work of a run:
+the driver, which works and writes to LMDB itself; a Ray worker that is at a task; and the Redis
+server that the tables lie in, which is then started again. A run that ends in an error is begun
+again by the same command. A round is over when one ends well: its records or scores are held
+against those of an undisturbed run, all is removed, and the next round begins, until all kills are
+spent.
 
     python experiments/chaos_batch.py --data data/complete_journey --bundle runs/<name>/bundle
 """
@@ -18,7 +19,6 @@ import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +36,7 @@ from hashtab.serving.store import User, open_store
 
 PIPELINES = Path(__file__).resolve().parent.parent / "pipelines"
 SPLIT = "test"
+BEGUN = b"shards:"  # what a run shows when its work begins
 PATIENCE_S = 60.0
 LONGEST_S = 900.0  # of one run; what takes longer hangs
 
@@ -73,21 +74,26 @@ class Encode(Job):
     name: str = "encode_users"
 
     def command(self, workers: int) -> list[str]:
+        """Return the command line."""
         options = {"bundle": self.bundle, "data": self.data, "store": self.store, "as_of": SPLIT}
         return _command("encode_users.py", {**options, "workers": workers})
 
     def found(self) -> dict[User, bytes]:
+        """Return a hash of each record."""
         with open_store(self.store, readonly=True) as store:
             items = store.items(_fingerprint(self.bundle))
             return {user: hashlib.sha256(record).digest() for user, record in items}
 
     def expect(self) -> None:
+        """Take the answers that are there for what is expected."""
         self.expected = self.found()
 
     def compare(self) -> tuple[int, int]:
+        """Count the answers expected, and those found once and identical."""
         return len(self.expected), len(self.expected.items() & self.found().items())
 
     def clear(self) -> None:
+        """Remove all answers."""
         with open_store(self.store) as store:
             store.drop(_fingerprint(self.bundle))
 
@@ -104,17 +110,21 @@ class Score(Job):
     name: str = "score_batch"
 
     def command(self, workers: int) -> list[str]:
+        """Return the command line."""
         options = {"bundle": self.bundle, "requests": self.requests, "store": self.store}
-        places = {"output": self.output, "rows": 200, "workers": workers}
+        places = {"output": self.output, "rows": 50, "workers": workers}
         return _command("score_batch.py", {**options, **places})
 
     def found(self) -> pl.DataFrame:
+        """Return the scores of all parts."""
         return pl.read_parquet(self.output / "part-*.parquet")
 
     def expect(self) -> None:
+        """Take the answers that are there for what is expected."""
         self.expected = self.found()
 
     def compare(self) -> tuple[int, int]:
+        """Count the answers expected, and those found once and identical."""
         found = self.found()
         once = found.filter(pl.col("request").is_unique())
         both = self.expected.join(once, on="request", suffix="_found")
@@ -123,6 +133,7 @@ class Score(Job):
         return len(self.expected), both.filter(same).height if in_order else 0
 
     def clear(self) -> None:
+        """Remove all answers."""
         shutil.rmtree(self.output, ignore_errors=True)
 
 
@@ -147,6 +158,7 @@ class Server:
         self.start()
 
     def start(self) -> None:
+        """Start, and wait until it answers."""
         self.process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
         with redis.Redis(unix_socket_path=str(self.socket)) as client:
             deadline = time.monotonic() + PATIENCE_S
@@ -197,48 +209,83 @@ class Count:
     once: int = 0
 
 
+class Run:
+    """One run of a script, with what it says in a file."""
+
+    def __init__(self, command: list[str], log: Path) -> None:
+        self._log = log
+        with log.open("wb") as said:
+            self.process = subprocess.Popen(command, stdout=said, stderr=said)
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended, however it did."""
+        return self.process.poll() is not None
+
+    def wait_for_work(self) -> None:
+        """Wait until its work begins, past imports and the start of Ray."""
+        while not self.ended and BEGUN not in self._log.read_bytes():
+            time.sleep(0.005)
+
+    def end(self) -> bool:
+        """Wait for its end and return whether it ended well."""
+        status = self.process.wait(LONGEST_S)
+        said = self._log.read_text(errors="replace")
+        if "Traceback" in said:  # whatever happens to others, a run says what it was in one line
+            print(said, file=sys.stderr)
+        return status == 0
+
+
 def chaos(job: Job, victim: str, server: Server, kills: int, chance: random.Random) -> Count:
     """Kill and run again until all kills are spent and the last round is done."""
-    workers = 2 if victim == "worker" else 0
-    job.clear()
-    start = time.perf_counter()
-    subprocess.run(job.command(workers), check=True, capture_output=True)
-    seconds = time.perf_counter() - start
-    job.expect()
-    job.clear()
-    count = Count()
-    while count.kills < kills:
-        while not _one_run(job.command(workers), victim, server, chance.uniform(0, seconds), count):
-            if count.runs > 20 * kills:
-                raise SystemExit(f"error: {job.name} does not come to its end")
-        expected, once = job.compare()
-        count.rounds += 1
-        count.expected += expected
-        count.once += once
-        job.clear()
+    command = job.command(2 if victim == "worker" else 0)
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        seconds = _undisturbed(job, command, log)
+        count = Count()
+        while count.kills < kills:
+            done = False
+            while not done:
+                run = Run(command, log)
+                count.runs += 1
+                if count.kills < kills:
+                    after = chance.uniform(0, seconds)
+                    count.kills += _kill(victim, run, server, after)
+                done = run.end()
+                if count.runs > 20 * kills:
+                    raise SystemExit(f"error: {job.name} does not come to its end")
+            expected, once = job.compare()
+            count.rounds += 1
+            count.expected += expected
+            count.once += once
+            job.clear()
     return count
 
 
-def _one_run(command: list[str], victim: str, server: Server, after: float, count: Count) -> bool:
-    """Run once, kill the victim after so many seconds, and return whether the run ended well."""
-    count.runs += 1
-    with tempfile.TemporaryFile() as log:
-        run = subprocess.Popen(command, stdout=log, stderr=log)
-        with suppress(subprocess.TimeoutExpired):
-            run.wait(after)
-        if run.poll() is None:
-            kill: dict[str, Callable[[subprocess.Popen[bytes]], int]] = {
-                "driver": kill_driver,
-                "worker": kill_worker,
-                "redis server": lambda _: server.kill(),
-            }
-            count.kills += kill[victim](run)
-        status = run.wait(LONGEST_S)
-        log.seek(0)
-        said = log.read().decode(errors="replace")
-    if "Traceback" in said:  # whatever happened to others, a run says what it was in one line
-        print(said, file=sys.stderr)
-    return status == 0
+def _undisturbed(job: Job, command: list[str], log: Path) -> float:
+    """Run once, take what comes out for what is expected, and return the seconds of its work."""
+    job.clear()
+    run = Run(command, log)
+    run.wait_for_work()
+    start = time.perf_counter()
+    if not run.end():
+        raise SystemExit(log.read_text())
+    seconds = time.perf_counter() - start
+    job.expect()
+    job.clear()
+    return seconds
+
+
+def _kill(victim: str, run: Run, server: Server, after: float) -> bool:
+    """Kill so many seconds after the work began; False where the run had ended before."""
+    run.wait_for_work()
+    with suppress(subprocess.TimeoutExpired):
+        run.process.wait(after)
+    if run.ended:
+        return False
+    if victim == "redis server":
+        return server.kill()
+    return kill_worker(run.process) if victim == "worker" else kill_driver(run.process)
 
 
 def report(name: str, victim: str, count: Count) -> str:
