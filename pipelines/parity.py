@@ -147,7 +147,9 @@ def check_table(bundle: Bundle, behaviours: Mapping[str, Array], name: str) -> N
         _, codes, vectors = bundle.encode(behaviours)
         table = sum_by_bucket(codes, vectors, bundle.layout.buckets)
         if not np.array_equal(bundle.increments(behaviours), table):
-            raise BundleError(f"a table is not the sum of its behaviours ({name}): not exported")
+            raise BundleError(
+                f"a table is not the sum of its behaviours ({name}): nothing was exported"
+            )
 
 
 def _kernel_codes(model: ClickModel, embedded: torch.Tensor) -> Array:
@@ -210,7 +212,7 @@ def cases(dataset: Dataset, model: ClickModel) -> list[Case]:
 
 
 def real_cases(dataset: Dataset, count: int) -> Iterator[Case]:
-    """Yield validation requests, spread evenly over the users."""
+    """Yield about `count` requests of the validation split, spread evenly over its users."""
     requests = dataset.manifest.splits["validation"].requests
     step, number = max(1, requests // count), 0
     for batch in dataset.batches("validation"):

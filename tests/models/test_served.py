@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hashtab.kernels import sdim
 from hashtab.models.ctr import ENCODERS, ClickModel, ClickModelSettings, TensorBatch
-from hashtab.models.ctr.encoders.base import TABLE_SCALE
+from hashtab.models.ctr.encoders.base import TABLE_SCALE, ServedUsers
 from hashtab.models.ctr.served import LARGEST_COMPONENT, ServedEncoder, ServedScorer
 from tests.models.batches import (
     N_ITEMS,
@@ -213,6 +213,24 @@ def test_padding_adds_nothing_to_a_table(encoder: str) -> None:
     together = ServedEncoder(model)(inputs)[0]
     assert torch.equal(together[0], _encode(model, [2, 3])[0])
     assert torch.equal(together[1], _encode(model, range(2, 12))[0])
+
+
+@pytest.mark.parametrize("encoder", ["din", "target_attention", "sdim_long_short"])
+@pytest.mark.parametrize("length", [0, 3])
+def test_what_lies_in_the_padding_of_recent_behaviours_is_not_read(
+    encoder: str, length: int
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    users = ServedUsers(
+        candidates=torch.randn(1, 4, 8, generator=generator),
+        table=torch.randn(1, 8, 8, 8, generator=generator),
+        behaviours=torch.tensor([length]),
+        recent=torch.randn(1, WINDOW, 8, generator=generator),
+        recent_lengths=torch.tensor([length]),
+    )
+    zeros = users.recent * (torch.arange(WINDOW) < length)[:, None]
+    serve = MODELS[encoder].encoder.serve
+    torch.testing.assert_close(serve(users._replace(recent=zeros)), serve(users), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("price", [256.0, -256.0, 1e30, float("inf"), float("-inf"), float("nan")])

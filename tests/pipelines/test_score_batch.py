@@ -190,7 +190,8 @@ def test_a_csv_with_one_candidate_a_row_scores_the_same(
 
 
 def test_the_best_come_first_and_equal_ones_in_the_order_asked(sdim: Made, tmp_path: Path) -> None:
-    asked = [[3, 9, 3, 12, 44, 9], [7], [], [999, 20, 998], list(range(50))]
+    many = list(range(5000))  # hardly any of them known, so that nearly all are equal
+    asked = [[3, 9, 3, 12, 44, 9], [7], [], [999, 20, 998], list(range(50)), many]
     requests = likes_requests([(f"{i}", i, candidates) for i, candidates in enumerate(asked)])
     every, _ = sdim.score(requests, tmp_path / "every")
     for top in (1, 3, 100):
@@ -588,6 +589,17 @@ def test_users_of_any_type_find_their_tables(sdim: Made, feed: Made, tmp_path: P
     for dtype in (pl.UInt8, pl.Int32, pl.Int64):
         _, summary = sdim.score(requests.cast({"user": dtype}), tmp_path / str(dtype))
         assert summary.stored == 1
+    # Hashes that fill 64 bits are kept as text, as preparation keeps them.
+    fingerprint = Bundle.open(feed.bundle).layout.fingerprint
+    with open_store(str(feed.store)) as store, open_store(str(tmp_path / "hashes")) as hashes:
+        (record,) = store.get(fingerprint, ["u1"])
+        assert record is not None
+        hashes.put(fingerprint, {str(2**63 + 5): record})
+    asked = GOOD.head(1).with_columns(user=pl.lit(2**63 + 5, pl.UInt64))
+    found, summary = feed.score(asked, tmp_path / "hash", store=str(tmp_path / "hashes"))
+    assert summary.stored == 1
+    plain, _ = feed.score(GOOD.head(1), tmp_path / "plain")
+    assert found["scores"].to_list() == plain["scores"].to_list()
     named = GOOD.cast({"user": pl.Categorical, "candidates": pl.List(pl.Categorical)})
     _, summary = feed.score(named, tmp_path / "text")
     assert (summary.stored, summary.unknown_candidates) == (2, 0)
