@@ -32,8 +32,7 @@ from hashtab.models.ctr import ClickModel, ClickModelSettings, FeatureSpec
 from hashtab.models.ctr.served import ServedScorer
 from hashtab.pipelines.bundles import export_model
 from hashtab.pipelines.cluster import cluster
-from hashtab.pipelines.encode_users import moment
-from hashtab.pipelines.encoding import Encoding
+from hashtab.pipelines.encoding import Encoding, moment
 from hashtab.pipelines.requests import RequestFiles
 from hashtab.pipelines.saved_model import load_model, save_model
 from hashtab.pipelines.scoring import Scoring

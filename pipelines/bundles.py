@@ -8,9 +8,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 
 from hashtab.features.dataset import Dataset
-from hashtab.features.sources import sha256
+from hashtab.features.sources import ITEM, USER, sha256
 from hashtab.features.storage import Array, write_text
 from hashtab.models.ctr import ClickModel
 from hashtab.pipelines.checkpoints import planes_digest
@@ -178,6 +179,8 @@ def _draft(
         history_limit=encoder.last,
         counts_behaviours=encoder.needs_count,
         features=features,
+        text_users=_is_text(dataset, "users", USER),
+        text_items=_is_text(dataset, "catalogue", ITEM),
         item=schema.item_name,
         items=tuple(f.name for f in features.candidate if f.name in items),
         time_features=schema.context.time,
@@ -186,6 +189,10 @@ def _draft(
         files={},
     )
     return replace(draft, fingerprint=fingerprint(folder, model, draft))
+
+
+def _is_text(dataset: Dataset, table: str, column: str) -> bool:
+    return pl.read_ipc_schema(dataset.folder / "tables" / f"{table}.arrow")[column] == pl.String
 
 
 def fingerprint(folder: Path, model: ClickModel, draft: BundleManifest) -> str:

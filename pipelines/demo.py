@@ -28,7 +28,7 @@ from hashtab.pipelines.count_rule import RuleResult, apply_count_rule
 from hashtab.pipelines.demo_serving import places, serve, served_table
 from hashtab.pipelines.driver import train_runs
 from hashtab.pipelines.leave import STOPPED, leave
-from hashtab.pipelines.places import shown
+from hashtab.pipelines.places import DEFAULT_TRACKING, shown
 from hashtab.pipelines.plots import plot_rivals
 from hashtab.pipelines.report import next_commands, number, table
 from hashtab.pipelines.runs import Run
@@ -63,7 +63,7 @@ class DemoSettings:
     seed: int = 0
     workers: int = 2
     storage: str = "runs"
-    tracking_uri: str = "sqlite:///mlflow.db"
+    tracking_uri: str = DEFAULT_TRACKING
 
     @property
     def plots(self) -> Path:

@@ -9,8 +9,9 @@ import polars as pl
 from hashtab.features.dataset import Dataset
 from hashtab.pipelines.as_of import Scored, score_as_of
 from hashtab.pipelines.bundles import export_model
-from hashtab.pipelines.encode_users import EncodeSettings, encode, moment
-from hashtab.pipelines.places import python_script, shown
+from hashtab.pipelines.encode_users import EncodeSettings, encode
+from hashtab.pipelines.encoding import moment
+from hashtab.pipelines.places import python_script, shown, tracking_option
 from hashtab.pipelines.promote import make_champion
 from hashtab.pipelines.registry import Registry, register
 from hashtab.pipelines.report import number, table
@@ -39,6 +40,7 @@ class Served:
         at_once: torch, each request with all that had happened before it.
         in_torch: torch, each request with what had happened before the test weeks.
         served: from the store, the same.
+        tracking_uri: of MLflow.
     """
 
     manifest: BundleManifest
@@ -50,6 +52,7 @@ class Served:
     at_once: dict[str, float]
     in_torch: Scored
     served: Scored
+    tracking_uri: str
 
     @property
     def largest_difference(self) -> float:
@@ -100,6 +103,7 @@ def serve(run: Run, dataset: Dataset, storage: Path, tracking_uri: str) -> Serve
         at_once=run.result.metrics[SPLIT],
         in_torch=in_torch,
         served=_served(scores, in_torch),
+        tracking_uri=tracking_uri,
     )
 
 
@@ -136,5 +140,6 @@ def places(served: Served) -> list[str]:
         "",
         "score requests of your own:",
         f"  {python_script('score_batch.py')} --bundle models:/{MODEL}@champion "
-        f"--store {shown(served.store)} --requests requests.parquet --output my_scores",
+        f"--store {shown(served.store)} --requests requests.parquet --output my_scores"
+        f"{tracking_option(served.tracking_uri)}",
     ]

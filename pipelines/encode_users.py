@@ -11,30 +11,34 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 if __package__ in (None, ""):
     # The package, and not this folder with its plain names, is what imports are to find.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import numpy as np
 
 from hashtab.features.dataset import Dataset
 from hashtab.features.errors import DataError, disk_errors
-from hashtab.features.sources import TIME
-from hashtab.features.storage import exclusive, map_arrow
+from hashtab.features.storage import exclusive
 from hashtab.pipelines.cluster import cluster
 from hashtab.pipelines.command_line import SettingsError, parse
-from hashtab.pipelines.encoding import Encoding, ShardReport, open_bundle, verify_user
+from hashtab.pipelines.encoding import (
+    SAMPLE,
+    Encoding,
+    ShardReport,
+    absolute_store,
+    moment,
+    open_bundle,
+    verify_sample,
+)
 from hashtab.pipelines.leave import STOPPED
-from hashtab.pipelines.places import python_script
+from hashtab.pipelines.places import DEFAULT_TRACKING, python_script, tracking_option
 from hashtab.pipelines.registry import find_bundle
 from hashtab.pipelines.shard_tasks import run_shards
 from hashtab.serving.errors import BundleError
 from hashtab.serving.store import StoreError, open_store
-
-_SAMPLE = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,36 +63,11 @@ class EncodeSettings:
     as_of: str | None = None
     workers: int = 2
     address: str | None = None
-    tracking_uri: str = "sqlite:///mlflow.db"
+    tracking_uri: str = DEFAULT_TRACKING
 
     def __post_init__(self) -> None:
         if self.workers < 0:
             raise SettingsError(f"workers must not be negative, got {self.workers}")
-
-
-def moment(dataset: Dataset, as_of: str | None) -> int:
-    """Return a moment in microseconds since 1970 UTC.
-
-    Raises:
-        SettingsError: if `as_of` is neither a time nor a split.
-    """
-    shards = range(dataset.manifest.shards)
-    if as_of is None:
-        files = [dataset.folder / "histories" / f"{shard:05d}.arrow" for shard in shards]
-        return 1 + max(int(map_arrow(file)[TIME].max(initial=-1)) for file in files)
-    if as_of in dataset.manifest.splits:
-        files = [dataset.folder / "samples" / as_of / f"{shard:05d}.arrow" for shard in shards]
-        latest = np.iinfo(np.int64).max
-        return min(int(map_arrow(file)[TIME].min(initial=latest)) for file in files)
-    try:
-        when = datetime.fromisoformat(as_of)
-    except ValueError as error:
-        raise SettingsError(
-            f"as_of must be a time such as 2024-03-01T12:00 or one of "
-            f"{', '.join(dataset.manifest.splits)}, got {as_of!r}"
-        ) from error
-    since = (when if when.tzinfo else when.replace(tzinfo=UTC)) - datetime(1970, 1, 1, tzinfo=UTC)
-    return since // timedelta(microseconds=1)
 
 
 @contextmanager
@@ -158,31 +137,6 @@ def encode(settings: EncodeSettings) -> tuple[Encoding, list[ShardReport]]:
         return encoding, done
 
 
-def absolute_store(store: str) -> str:
-    """Name an LMDB folder by its absolute path: workers have working directories of their own."""
-    return store if "://" in store else str(Path(store.removeprefix("lmdb:")).resolve())
-
-
-def verify_sample(encoding: Encoding, reports: list[ShardReport]) -> None:
-    """Hold records of some users, spread over the shards, against their definition.
-
-    Args:
-        encoding: that is done.
-        reports: of all shards.
-
-    Raises:
-        StoreError: if one differs.
-    """
-    chosen = np.random.default_rng(encoding.as_of % 2**32).integers(len(reports), size=_SAMPLE)
-    with open_store(encoding.store, readonly=True) as store:
-        for shard, count in zip(*np.unique(chosen, return_counts=True), strict=True):
-            histories = encoding.histories(int(shard))
-            users = np.linspace(0, len(histories) - 1, min(count, len(histories)))
-            for user in users.astype(int).tolist():
-                if str(histories.users[user]) not in reports[shard].refused:
-                    verify_user(encoding, store, histories, user)
-
-
 def report(
     settings: EncodeSettings, encoding: Encoding, shards: list[ShardReport], seconds: float
 ) -> str:
@@ -196,10 +150,11 @@ def report(
     lines = [
         f"{store}: {users:,} users, {behaviours:,} behaviours before {when}, "
         f"fingerprint {bundle.manifest.fingerprint}, in {seconds:.1f} s",
-        f"a sample of {_SAMPLE} records equals its definition bit for bit",
+        f"a sample of {SAMPLE} records equals its definition bit for bit",
         *(f"no record of user {user}: {why}" for user, why in refused.items()),
         f"next: {python_script('score_batch.py')} --bundle {settings.bundle} "
-        f"--store {store} --requests requests.parquet --output scores",
+        f"--store {store} --requests requests.parquet --output scores"
+        f"{tracking_option(settings.tracking_uri)}",
     ]
     return "\n".join(lines)
 

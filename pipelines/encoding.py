@@ -3,13 +3,17 @@
 import json
 from collections import Counter
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
+from hashtab.features.dataset import Dataset
 from hashtab.features.histories import Histories, HistoryReader
-from hashtab.features.storage import Array
+from hashtab.features.sources import TIME
+from hashtab.features.storage import Array, map_arrow
+from hashtab.pipelines.command_line import SettingsError
 from hashtab.serving.bundle import Bundle
 from hashtab.serving.store import (
     StoreError,
@@ -24,6 +28,7 @@ from hashtab.serving.store import (
 )
 
 _USERS_AT_ONCE = 256  # records of one transaction: 16 MB where tables are wide
+SAMPLE = 32  # users whose records are checked
 _JOB = "encoding"  # name of the note of the job whose shards are noted
 
 
@@ -160,6 +165,56 @@ def _behaviours(bundle: Bundle, histories: Histories, kept: slice) -> dict[str, 
     names = [f.name for f in bundle.manifest.features.behaviour if f.name in bundle.manifest.items]
     side = {name: column[kept] for name, column in histories.side.items()}
     return side | bundle.catalogue.columns(histories.rows[kept], names)
+
+
+def moment(dataset: Dataset, as_of: str | None) -> int:
+    """Return a moment in microseconds since 1970 UTC.
+
+    Raises:
+        SettingsError: if `as_of` is neither a time nor a split.
+    """
+    shards = range(dataset.manifest.shards)
+    if as_of is None:
+        files = [dataset.folder / "histories" / f"{shard:05d}.arrow" for shard in shards]
+        return 1 + max(int(map_arrow(file)[TIME].max(initial=-1)) for file in files)
+    if as_of in dataset.manifest.splits:
+        files = [dataset.folder / "samples" / as_of / f"{shard:05d}.arrow" for shard in shards]
+        latest = np.iinfo(np.int64).max
+        return min(int(map_arrow(file)[TIME].min(initial=latest)) for file in files)
+    try:
+        when = datetime.fromisoformat(as_of)
+    except ValueError as error:
+        raise SettingsError(
+            f"as_of must be a time such as 2024-03-01T12:00 or one of "
+            f"{', '.join(dataset.manifest.splits)}, got {as_of!r}"
+        ) from error
+    since = (when if when.tzinfo else when.replace(tzinfo=UTC)) - datetime(1970, 1, 1, tzinfo=UTC)
+    return since // timedelta(microseconds=1)
+
+
+def absolute_store(store: str) -> str:
+    """Name an LMDB folder by its absolute path: workers have working directories of their own."""
+    return store if "://" in store else str(Path(store.removeprefix("lmdb:")).resolve())
+
+
+def verify_sample(encoding: Encoding, reports: list[ShardReport]) -> None:
+    """Hold records of some users, spread over the shards, against their definition.
+
+    Args:
+        encoding: that is done.
+        reports: of all shards.
+
+    Raises:
+        StoreError: if one differs.
+    """
+    chosen = np.random.default_rng(encoding.as_of % 2**32).integers(len(reports), size=SAMPLE)
+    with open_store(encoding.store, readonly=True) as store:
+        for shard, count in zip(*np.unique(chosen, return_counts=True), strict=True):
+            histories = encoding.histories(int(shard))
+            users = np.linspace(0, len(histories) - 1, min(count, len(histories)))
+            for user in users.astype(int).tolist():
+                if str(histories.users[user]) not in reports[shard].refused:
+                    verify_user(encoding, store, histories, user)
 
 
 def verify_user(encoding: Encoding, store: TableStore, histories: Histories, user: int) -> None:

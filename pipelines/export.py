@@ -19,7 +19,7 @@ from hashtab.features.errors import DataError, disk_errors
 from hashtab.pipelines.bundles import export_model
 from hashtab.pipelines.checkpoints import CheckpointError
 from hashtab.pipelines.command_line import SettingsError, parse
-from hashtab.pipelines.places import python_script, shown
+from hashtab.pipelines.places import DEFAULT_TRACKING, python_script, shown, tracking_option
 from hashtab.pipelines.registry import register
 from hashtab.pipelines.runs import FinishedRun
 from hashtab.serving.errors import BundleError
@@ -43,7 +43,7 @@ class ExportSettings:
     data: str = "data/complete_journey"
     output: str | None = None
     register: str | None = None
-    tracking_uri: str = "sqlite:///mlflow.db"
+    tracking_uri: str = DEFAULT_TRACKING
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,8 @@ def report(settings: ExportSettings, exported: Exported, seconds: float) -> str:
     command = f"{python_script('encode_users.py')} --bundle {folder} --store tables"
     if exported.version is not None:
         lines.append(f"registered as version {exported.version} of {settings.register}")
-        command = f"{python_script('promote.py')} --name {settings.register}"
+        tracked = tracking_option(settings.tracking_uri)
+        command = f"{python_script('promote.py')} --name {settings.register}{tracked}"
     return "\n".join([*lines, f"next: {command} --data {settings.data}"])
 
 

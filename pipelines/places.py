@@ -4,6 +4,8 @@ import shutil
 import sys
 from pathlib import Path
 
+DEFAULT_TRACKING = "sqlite:///mlflow.db"
+
 
 def shown(path: Path | str) -> str:
     """Name a path from the current folder where it lies within it."""
@@ -25,3 +27,8 @@ def this_python() -> str:
 def python_script(name: str) -> str:
     """Name the command that runs one of this folder's scripts."""
     return f"{this_python()} {shown(Path(__file__).resolve().with_name(name))}"
+
+
+def tracking_option(uri: str) -> str:
+    """Return the option that names an MLflow store to a command; nothing for the default one."""
+    return "" if uri == DEFAULT_TRACKING else f" --tracking_uri {uri}"

@@ -22,7 +22,7 @@ from hashtab.pipelines.command_line import SettingsError, parse
 from hashtab.pipelines.comparison import Comparison, compare, plot_comparison
 from hashtab.pipelines.evaluation import Predictions
 from hashtab.pipelines.leave import STOPPED
-from hashtab.pipelines.places import python_script
+from hashtab.pipelines.places import DEFAULT_TRACKING, python_script, tracking_option
 from hashtab.pipelines.registry import CHALLENGER, CHAMPION, PREVIOUS, Registry
 from hashtab.pipelines.report import number, table
 from hashtab.pipelines.split_scores import score_split
@@ -54,7 +54,7 @@ class PromoteSettings:
     rollback: bool = False
     resamples: int = 2000
     confidence: float = 0.95
-    tracking_uri: str = "sqlite:///mlflow.db"
+    tracking_uri: str = DEFAULT_TRACKING
 
     def __post_init__(self) -> None:
         if self.force and self.rollback:
@@ -119,7 +119,9 @@ def make_champion(registry: Registry, version: int) -> None:
 
 
 def roll_back(registry: Registry) -> Outcome:
-    """Make `previous` the champion again; the version that it replaces becomes the challenger.
+    """Make `previous` the champion again; the version that it replaces keeps no alias.
+
+    As a challenger, the next promotion on a schedule would bring it straight back.
 
     Raises:
         SettingsError: if there is no champion before this one.
@@ -127,8 +129,7 @@ def roll_back(registry: Registry) -> Outcome:
     previous, champion = registry.version_of(PREVIOUS), registry.aliases().get(CHAMPION)
     text = f"version {previous} is the champion again"
     if champion is not None and champion != previous:  # equal where a rollback was killed
-        registry.set_alias(CHALLENGER, champion)
-        text += f"; version {champion} is the challenger"
+        text += f" in place of version {champion}"
     registry.set_alias(CHAMPION, previous)
     registry.remove_alias(PREVIOUS)  # a second rollback is not to undo the first
     return Outcome(promoted=True, text=text)
@@ -231,7 +232,8 @@ def main(arguments: list[str] | None = None) -> int:
         return STOPPED
     print(outcome.text)
     command = f"{python_script('encode_users.py')} --bundle models:/{settings.name}@champion"
-    print(f"next: {command} --data {settings.data} --store tables")
+    tracked = tracking_option(settings.tracking_uri)
+    print(f"next: {command} --data {settings.data} --store tables{tracked}")
     return 0 if outcome.promoted else 1
 
 

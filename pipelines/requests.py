@@ -33,7 +33,6 @@ REQUEST, USER_COLUMN, CANDIDATES, CANDIDATE, TIME_COLUMN = (
     "time",
 )
 _OTHERS = "_different_"  # before a column: how many values of it one request's rows have
-RESERVED = (REQUEST, USER_COLUMN, CANDIDATES, CANDIDATE, TIME_COLUMN)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,14 +48,14 @@ class RequestFiles:
         paths: CSV or Parquet, in order.
         one_a_row: whether a row is a candidate and not a request.
         columns: name -> type, those that are read.
-        numbers: names of those that hold numbers.
+        types: of the columns that a CSV does not tell rightly: "007" may be text, 5 may be 5.0.
         ignored: columns that are not.
     """
 
     paths: tuple[Path, ...]
     one_a_row: bool
     columns: dict[str, pl.DataType]
-    numbers: tuple[str, ...]
+    types: dict[str, type[pl.DataType]]
     ignored: tuple[str, ...]
 
     @classmethod
@@ -67,8 +66,8 @@ class RequestFiles:
             RequestError: if there is none, or a file lacks a column that the model reads.
         """
         paths = _paths(pattern)
-        numbers = _numeric_context(manifest)
-        schema = dict(_scan(paths, numbers).collect_schema())
+        types = _types(manifest)
+        schema = dict(_scan(paths, types).collect_schema())
         one_a_row = CANDIDATE in schema
         if not one_a_row and CANDIDATES not in schema:
             raise RequestError(
@@ -89,7 +88,7 @@ class RequestFiles:
             paths=paths,
             one_a_row=one_a_row,
             columns={name: schema[name] for name in wanted},
-            numbers=numbers,
+            types=types,
             ignored=tuple(name for name in schema if name not in wanted),
         )
 
@@ -113,8 +112,9 @@ class RequestFiles:
             RequestError: if a file cannot be read to its end, a request's name comes twice, or a
                 list of context has another length than its candidates.
         """
-        frame = _scan(self.paths, self.numbers).select(*self.columns)
-        frame = frame.with_columns(key(USER_COLUMN, self.columns[USER_COLUMN]))
+        frame = _scan(self.paths, self.types).select(*self.columns)
+        user = key(USER_COLUMN, self.columns[USER_COLUMN])
+        frame = frame.with_columns(user.cast(self.types[USER_COLUMN], strict=False))
         if TIME_COLUMN in self.columns:
             time = microseconds(TIME_COLUMN, self.columns[TIME_COLUMN], None)
             frame = frame.with_columns(time.alias(TIME_COLUMN))
@@ -193,19 +193,27 @@ def _paths(pattern: str) -> tuple[Path, ...]:
     return paths
 
 
-def _numeric_context(manifest: BundleManifest) -> tuple[str, ...]:
-    return tuple(f.name for f in manifest.features.context if f.kind == "numeric")
+def _types(manifest: BundleManifest) -> dict[str, type[pl.DataType]]:
+    """Return the types of columns as the model's log had them; others are read as they are."""
+    types: dict[str, type[pl.DataType]] = {
+        f.name: pl.Float64 for f in manifest.features.context if f.kind == "numeric"
+    }
+    types[USER_COLUMN] = pl.String if manifest.text_users else pl.Int64
+    if manifest.text_items:
+        types[CANDIDATE] = pl.String
+    return types
 
 
-def _scan(paths: tuple[Path, ...], numbers: tuple[str, ...]) -> pl.LazyFrame:
-    """Scan files; the columns `numbers` hold numbers, also where a CSV begins with whole ones."""
+def _scan(paths: tuple[Path, ...], types: dict[str, type[pl.DataType]]) -> pl.LazyFrame:
+    """Scan files; of a CSV, numbers and text are read as `types` says, whatever it begins with."""
+    read_as = {n: t for n, t in types.items() if t != pl.Int64}  # no text may end the reading
     try:
         if paths[0].suffix == ".csv":
             frame = pl.scan_csv(
                 list(paths),
                 try_parse_dates=True,
                 infer_schema_length=10_000,
-                schema_overrides=dict.fromkeys(numbers, pl.Float64),
+                schema_overrides=read_as,
                 glob=False,
             )
         else:

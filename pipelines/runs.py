@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from hashtab.features.manifest import Manifest
 from hashtab.features.plain import build
@@ -45,7 +45,12 @@ class Run:
     Args:
         folder: absolute, named as the run.
         settings: of the training, with absolute paths.
+
+    Attributes:
+        work: what is done in the folder, in a word.
     """
+
+    work: ClassVar[str] = "training"
 
     folder: Path
     settings: TrainSettings
@@ -143,14 +148,27 @@ class Run:
         """
         name = run_name(settings, manifest.digest)
         run = cls(Path(settings.storage).resolve() / name, absolute(settings))
-        if run.begun:
-            differ = differences(run._record()["identity"], identity(settings, manifest.digest))
-            if differ:
-                raise SettingsError(
-                    f"{run.folder} holds another training: {differ}; "
-                    "give its settings and data, or another --run_name"
-                )
+        run.check_identity(manifest)
         return run
+
+    def identity(self, manifest: Manifest) -> dict[str, Any]:
+        """Return what decides the result, flat and as plain data."""
+        return identity(self.settings, manifest.digest)
+
+    def check_identity(self, manifest: Manifest) -> None:
+        """Refuse a folder in which something else was begun.
+
+        Raises:
+            SettingsError: naming what differs.
+        """
+        if not self.begun:
+            return
+        differ = differences(self._record()["identity"], self.identity(manifest))
+        if differ:
+            raise SettingsError(
+                f"{self.folder} holds another {self.work}: {differ}; "
+                "give its settings and data, or another --run_name"
+            )
 
     def check_resume(self) -> None:
         """Refuse to go on with a run unasked, or to resume what was never begun.
@@ -163,14 +181,14 @@ class Run:
         if self.begun and not self.settings.resume:
             state, what = ("finished", "show its result") if self.finished else ("begun", "go on")
             raise SettingsError(
-                f"this training was {state} before, in {self.folder}: add --resume to {what}, "
-                "or train anew with another --run_name or --seed"
+                f"this {self.work} was {state} before, in {self.folder}: add --resume to {what}, "
+                "or begin anew with another --run_name or --seed"
             )
 
     def begin(self, manifest: Manifest) -> None:
         """Make the folder of a new run; nothing where it is there."""
         if not self.begun:
-            decisive = identity(self.settings, manifest.digest)
+            decisive = self.identity(manifest)
             self._write({"identity": decisive, "mlflow_run_id": None, "published": False})
 
     @contextmanager

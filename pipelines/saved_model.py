@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 
@@ -34,15 +35,22 @@ def load_model(folder: Path) -> ClickModel:
     """Load a trained model, ready to score.
 
     Raises:
-        CheckpointError: if the folder was written in another format, or the weights are not those
-            that `model.json` speaks of.
+        CheckpointError: if the folder was written in another format, or the weights cannot be read
+            or are not those that `model.json` speaks of.
     """
     meaning = json.loads((folder / "model.json").read_text())
     if meaning["format"] != FORMAT:
         raise CheckpointError(f"{folder} has format {meaning['format']!r}, wanted {FORMAT}")
     settings = from_plain(ClickModelSettings, meaning["settings"])
     model = ClickModel(FeatureSpec.from_dict(meaning["features"]), settings)
-    model.load_state_dict(torch.load(folder / "model.pt", weights_only=True))
+    try:
+        model.load_state_dict(torch.load(folder / "model.pt", weights_only=True))
+    except (OSError, EOFError, RuntimeError, UnpicklingError) as error:
+        reason = (str(error).splitlines() or ["it ends too early"])[0]
+        raise CheckpointError(
+            f"{folder}/model.pt cannot be read ({reason}): put a whole copy in its place, or train "
+            "the model again"
+        ) from error
     if planes_digest(model) != meaning["planes_digest"]:
         raise CheckpointError(f"the hash planes of {folder}/model.pt are not those of model.json")
     return model.eval()

@@ -28,9 +28,9 @@ from hashtab.features.sources import sha256
 from hashtab.features.storage import TEMPORARY, exclusive, write_text
 from hashtab.pipelines.cluster import cluster
 from hashtab.pipelines.command_line import SettingsError, parse
-from hashtab.pipelines.encode_users import absolute_store, moment
+from hashtab.pipelines.encoding import absolute_store, moment
 from hashtab.pipelines.leave import STOPPED
-from hashtab.pipelines.places import python_script, shown
+from hashtab.pipelines.places import DEFAULT_TRACKING, python_script, shown
 from hashtab.pipelines.registry import find_bundle
 from hashtab.pipelines.requests import CANDIDATE, CANDIDATES, REQUEST, RequestFiles
 from hashtab.pipelines.scoring import (
@@ -84,7 +84,7 @@ class ScoreSettings:
     workers: int = 2
     address: str | None = None
     verify: bool = False
-    tracking_uri: str = "sqlite:///mlflow.db"
+    tracking_uri: str = DEFAULT_TRACKING
 
     def __post_init__(self) -> None:
         if self.rows < 1 or self.workers < 0:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from hashtab.models.ctr import ClickModelSettings
 from hashtab.pipelines.command_line import SettingsError, flatten
+from hashtab.pipelines.places import DEFAULT_TRACKING
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +83,7 @@ class TrainSettings:
     run_name: str | None = None
     resume: bool = False
     export: bool = False
-    tracking_uri: str = "sqlite:///mlflow.db"
+    tracking_uri: str = DEFAULT_TRACKING
     experiment: str = "hashtab"
 
     def __post_init__(self) -> None:
@@ -118,12 +119,14 @@ def identity(settings: TrainSettings, data_digest: str) -> dict[str, Any]:
 
 def run_name(settings: TrainSettings, data_digest: str) -> str:
     """Return the chosen name of a run, or one that no other training has."""
-    if settings.run_name is not None:
-        return settings.run_name
-    text = json.dumps(identity(settings, data_digest), sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    counters = "-counters" if settings.model.counters else ""
-    return f"{settings.model.encoder}{counters}-{digest}"
+    return settings.run_name or digest_name(settings.model, identity(settings, data_digest))
+
+
+def digest_name(model: ClickModelSettings, identity: dict[str, Any]) -> str:
+    """Return a name for a person and for a machine: the encoder, and a digest of an identity."""
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+    counters = "-counters" if model.counters else ""
+    return f"{model.encoder}{counters}-{digest}"
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> str:

@@ -94,17 +94,23 @@ class Tracking:
 
 def connect(uri: str) -> "MlflowClient":
     """Return a client of MLflow that says nothing of its own accord."""
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    _quieten()
     import mlflow  # slow to import: --help and bad settings need not wait for it
 
     return mlflow.MlflowClient(tracking_uri=uri)
 
 
+def _quieten() -> None:
+    """Tell MLflow to say nothing of its own accord; it listens when it is imported."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
 @contextmanager
 def said_in_one_line(uri: str) -> Iterator[None]:
     """Turn what MLflow and its drivers raise into a `SettingsError` that names the store."""
+    _quieten()
     from mlflow.exceptions import MlflowException
 
     try:

@@ -1,11 +1,9 @@
 """One tuning: its settings, its folder, its trials, and what came out of them."""
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import yaml
 
@@ -14,9 +12,10 @@ from hashtab.features.storage import write_text
 from hashtab.models.ctr import ClickModelSettings
 from hashtab.pipelines.checkpoints import Epoch
 from hashtab.pipelines.command_line import SettingsError, flatten
+from hashtab.pipelines.places import DEFAULT_TRACKING
 from hashtab.pipelines.runs import Result, Run, absolute
 from hashtab.pipelines.search_space import SearchSpace, Values, with_values
-from hashtab.pipelines.settings import OptimiserSettings, TrainSettings, differences, identity
+from hashtab.pipelines.settings import OptimiserSettings, TrainSettings, digest_name, identity
 
 FINISHED, STOPPED_EARLY, FAILED = "finished", "stopped early", "failed"
 
@@ -64,7 +63,7 @@ class TuneSettings:
     storage: str = "runs"
     run_name: str | None = None
     resume: bool = False
-    tracking_uri: str = "sqlite:///mlflow.db"
+    tracking_uri: str = DEFAULT_TRACKING
     experiment: str = "hashtab"
 
     def __post_init__(self) -> None:
@@ -94,15 +93,6 @@ def tuning_identity(settings: TuneSettings, data_digest: str) -> dict[str, Any]:
     """Return what decides the trials of a tuning, flat and as plain data."""
     space = {f"space.{name}": values for name, values in flatten(settings.space).items()}
     return {**identity(settings.base, data_digest), **space, "trials": settings.trials}
-
-
-def _name(settings: TuneSettings, data_digest: str) -> str:
-    if settings.run_name is not None:
-        return settings.run_name
-    text = json.dumps(tuning_identity(settings, data_digest), sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    counters = "-counters" if settings.model.counters else ""
-    return f"tune-{settings.model.encoder}{counters}-{digest}"
 
 
 @dataclass(frozen=True)
@@ -165,6 +155,8 @@ class Tuning(Run):
         chosen: settings of the tuning.
     """
 
+    work: ClassVar[str] = "tuning"
+
     chosen: TuneSettings
 
     @classmethod
@@ -175,37 +167,20 @@ class Tuning(Run):
             SettingsError: if its folder holds another tuning.
         """
         base = absolute(settings.base)
-        tuning = cls(Path(base.storage) / _name(settings, manifest.digest), base, settings)
-        if tuning.begun:
-            before = tuning._record()["identity"]
-            differ = differences(before, tuning_identity(settings, manifest.digest))
-            if differ:
-                raise SettingsError(
-                    f"{tuning.folder} holds another tuning or training: {differ}; "
-                    "give its settings and data, or another --run_name"
-                )
+        decisive = tuning_identity(settings, manifest.digest)
+        name = settings.run_name or f"tune-{digest_name(settings.model, decisive)}"
+        tuning = cls(Path(base.storage) / name, base, settings)
+        tuning.check_identity(manifest)
         return tuning
 
-    def check_resume(self) -> None:
-        """Refuse to go on with a tuning unasked, or to resume what was never begun.
+    @property
+    def finished(self) -> bool:
+        """Whether the tuning is over, without a trial that failed."""
+        return self.published
 
-        Raises:
-            SettingsError: that tells the choices.
-        """
-        if self.settings.resume and not self.begun:
-            raise SettingsError(f"nothing to resume: there is no {self.folder}")
-        if self.begun and not self.settings.resume:
-            state, what = ("finished", "show its result") if self.published else ("begun", "go on")
-            raise SettingsError(
-                f"this tuning was {state} before, in {self.folder}: add --resume to {what}, "
-                "or tune anew with another --run_name or --seed"
-            )
-
-    def begin(self, manifest: Manifest) -> None:
-        """Make the folder of a new tuning; nothing where it is there."""
-        if not self.begun:
-            decisive = tuning_identity(self.chosen, manifest.digest)
-            self._write({"identity": decisive, "mlflow_run_id": None, "published": False})
+    def identity(self, manifest: Manifest) -> dict[str, Any]:
+        """Return what decides the trials, flat and as plain data."""
+        return tuning_identity(self.chosen, manifest.digest)
 
     @property
     def trials(self) -> list[Trial]:

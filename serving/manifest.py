@@ -66,6 +66,8 @@ class BundleManifest:
         history_limit: latest behaviours that the table holds; all when None.
         counts_behaviours: whether the scorer reads how many behaviours the table holds.
         features: of behaviours, candidates and requests, and the counters.
+        text_users: whether users are text, and not integers; "007" is then not 7.
+        text_items: the same of items.
         item: name of the item feature.
         items: features that the catalogue knows of an item.
         time_features: made of the request's time.
@@ -88,6 +90,8 @@ class BundleManifest:
     history_limit: int | None
     counts_behaviours: bool
     features: Features
+    text_users: bool
+    text_items: bool
     item: str
     items: tuple[str, ...]
     time_features: tuple[str, ...]

@@ -86,11 +86,11 @@ def test_a_records_counters_are_those_of_the_prepared_samples(
 
 def test_a_splits_moment_is_that_of_its_first_request(dataset: Dataset) -> None:
     first = min(prepared.samples(dataset.folder, "test")["time"])
-    assert encode_users.moment(dataset, "test") == first
-    assert encode_users.moment(dataset, "2024-01-20") == 1_705_708_800_000_000
-    assert encode_users.moment(dataset, "2024-01-20T01:00+01:00") == 1_705_708_800_000_000
+    assert encoding.moment(dataset, "test") == first
+    assert encoding.moment(dataset, "2024-01-20") == 1_705_708_800_000_000
+    assert encoding.moment(dataset, "2024-01-20T01:00+01:00") == 1_705_708_800_000_000
     # One that a float of seconds would miss.
-    assert encode_users.moment(dataset, "2038-01-20T13:00:00.000014") == 2_147_605_200_000_014
+    assert encoding.moment(dataset, "2038-01-20T13:00:00.000014") == 2_147_605_200_000_014
 
 
 @pytest.fixture(scope="module")
@@ -298,7 +298,7 @@ def test_a_record_that_is_missing_is_named(sdim_bundle: Path, likes: Path, tmp_p
     with open_store(str(tmp_path / "tables")) as opened:
         opened.remove(Bundle.open(sdim_bundle).layout.fingerprint, [user])
     with pytest.raises(StoreError, match=f"user {user} has no record in .*, though its shard is"):
-        encode_users.verify_sample(done, reports)
+        encoding.verify_sample(done, reports)
 
 
 def test_what_another_encoding_wrote_meanwhile_is_not_taken_for_done(
@@ -315,7 +315,7 @@ def test_what_another_encoding_wrote_meanwhile_is_not_taken_for_done(
         encode(job)
     monkeypatch.undo()
     encode(job)
-    layout, end = Bundle.open(sdim_bundle).layout, encode_users.moment(Dataset.open(likes), None)
+    layout, end = Bundle.open(sdim_bundle).layout, encoding.moment(Dataset.open(likes), None)
     watermarks = {unpack(r, layout).watermark for r in records(job.store, sdim_bundle).values()}
     assert watermarks == {end}
 

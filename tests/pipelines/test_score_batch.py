@@ -15,7 +15,7 @@ from hashtab.features.prepare import prepare
 from hashtab.features.storage import exclusive
 from hashtab.pipelines import score_batch
 from hashtab.pipelines.encode_users import EncodeSettings, encode
-from hashtab.pipelines.requests import write_split
+from hashtab.pipelines.requests import RequestFiles, write_split
 from hashtab.pipelines.score_batch import ScoreSettings, Summary, score
 from hashtab.serving.bundle import Bundle
 from hashtab.serving.store import open_store
@@ -603,6 +603,25 @@ def test_users_of_any_type_find_their_tables(sdim: Made, feed: Made, tmp_path: P
     named = GOOD.cast({"user": pl.Categorical, "candidates": pl.List(pl.Categorical)})
     _, summary = feed.score(named, tmp_path / "text")
     assert (summary.stored, summary.unknown_candidates) == (2, 0)
+
+
+def test_names_of_digits_are_text_where_the_log_had_text(
+    feed_bundle: Path, sdim_bundle: Path, tmp_path: Path
+) -> None:
+    text = Bundle.open(feed_bundle).manifest
+    assert text.text_users
+    assert text.text_items
+    asked = tmp_path / "asked.csv"
+    asked.write_text("request,user,candidate,tab,load\n1,007,010,0,1.5\n")
+    RequestFiles.find(str(asked), text).write(tmp_path / "text.parquet", 1)
+    row = pl.read_parquet(tmp_path / "text.parquet").row(0, named=True)
+    assert (row["user"], row["candidates"]) == ("007", ["010"])
+    whole = Bundle.open(sdim_bundle).manifest
+    assert not whole.text_users
+    frame = likes_requests([("1", 7, [3]), ("2", 8, [4])]).cast({"user": pl.String})
+    frame.write_parquet(tmp_path / "whole.parquet")
+    RequestFiles.find(str(tmp_path / "whole.parquet"), whole).write(tmp_path / "it.parquet", 1)
+    assert pl.read_parquet(tmp_path / "it.parquet")["user"].to_list() == [7, 8]
 
 
 def test_a_model_without_a_history_needs_no_tables(
