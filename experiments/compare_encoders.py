@@ -2,10 +2,10 @@
 
     python experiments/compare_encoders.py --data data/complete_journey
 
-Each encoder first tries every embedding learning rate on seed 0 and keeps the one of the best
-validation gAUC, ours and the rivals alike; then it is trained with all seeds. Test figures are
-printed once, at the end, and choose nothing. Every training is an ordinary run in MLflow; a rerun
-reads what is finished and goes on with the rest.
+Each encoder first tries the default rates and dropout and the same drawn ones on seed 0, ours and
+the rivals alike, and keeps those of the best validation gAUC; then it is trained with all seeds.
+Test figures are printed once, at the end, and choose nothing. Every training is an ordinary run in
+MLflow; a rerun reads what is finished and goes on with the rest.
 """
 
 import sys
@@ -22,6 +22,7 @@ from hashtab.pipelines.cluster import cluster
 from hashtab.pipelines.command_line import parse
 from hashtab.pipelines.driver import train_runs
 from hashtab.pipelines.runs import Run
+from hashtab.pipelines.search_space import SearchSpace, Values, with_values
 from hashtab.pipelines.settings import TrainSettings
 from hashtab.pipelines.tracking import Tracking
 
@@ -47,7 +48,7 @@ class CompareSettings:
         data: folder of a prepared data set.
         storage: folder of all runs.
         seeds: of the final trainings.
-        embedding_learning_rates: that each variant may choose from.
+        trials: rates and dropouts that each variant may choose from, the default ones among them.
         workers: trainings at a time, one core each.
         only: variants by name; all when empty.
     """
@@ -55,7 +56,7 @@ class CompareSettings:
     data: str = "data/complete_journey"
     storage: str = "runs/compare_encoders"
     seeds: tuple[int, ...] = (0, 1, 2)
-    embedding_learning_rates: tuple[float, ...] = (5e-3, 1e-2, 2e-2, 4e-2)
+    trials: int = 8
     workers: int = 2
     only: tuple[str, ...] = ()
 
@@ -76,20 +77,21 @@ def main() -> None:
         }
         _train(run for several in runs.values() for run in several)
         found = {name: _train(several) for name, several in runs.items()}
-    _print_table(found, chosen)
+    _print_table(found)
 
 
 def _train_settings(
-    settings: CompareSettings, model: ClickModelSettings, rate: float, seed: int
+    settings: CompareSettings, model: ClickModelSettings, values: Values, seed: int
 ) -> TrainSettings:
     base = TrainSettings(
         data=settings.data,
         storage=settings.storage,
+        model=model,
+        seed=seed,
         workers=settings.workers,
         experiment="compare_encoders",
     )
-    optimiser = replace(base.optimiser, embedding_learning_rate=rate)
-    return replace(base, model=model, optimiser=optimiser, seed=seed)
+    return with_values(base, values)
 
 
 def _train(wanted: Iterable[TrainSettings]) -> list[Run]:
@@ -102,21 +104,22 @@ def _train(wanted: Iterable[TrainSettings]) -> list[Run]:
     return runs
 
 
-def _tune(settings: CompareSettings, variants: dict[str, ClickModelSettings]) -> dict[str, float]:
-    """Return each variant's embedding learning rate of the best validation gAUC on seed 0."""
-    rates = settings.embedding_learning_rates
+def _tune(settings: CompareSettings, variants: dict[str, ClickModelSettings]) -> dict[str, Values]:
+    """Return each variant's values of the best validation gAUC on seed 0."""
+    space = SearchSpace(embedding_size=(), tau=(), groups=(), window=())
+    drawn = space.draw("none", settings.trials - 1, seed=0) if settings.trials > 1 else []
+    values: list[Values] = [{}, *drawn]
     runs = _train(
-        _train_settings(settings, model, rate, 0) for model in variants.values() for rate in rates
+        _train_settings(settings, model, some, 0) for model in variants.values() for some in values
     )
     scores = iter([run.result.metrics["validation"]["gauc"] for run in runs])
-    tried = {name: {rate: next(scores) for rate in rates} for name in variants}
-    return {name: max(found, key=lambda rate: found[rate]) for name, found in tried.items()}
+    return {name: max(values, key=lambda _: next(scores)) for name in variants}
 
 
-def _print_table(found: dict[str, list[Run]], chosen: dict[str, float]) -> None:
+def _print_table(found: dict[str, list[Run]]) -> None:
     columns = ("validation", "test", "test_uniform")
     print(
-        f"{'history encoder':<44}{'rate':>8}"
+        f"{'history encoder':<44}{'rate':>9}{'embeddings':>12}{'dropout':>9}"
         + "".join(f"{c + ' gAUC':>24}" for c in columns)
         + f"{'seconds':>10}"
     )
@@ -127,7 +130,10 @@ def _print_table(found: dict[str, list[Run]], chosen: dict[str, float]) -> None:
             spread = f" +- {stdev(scores):.4f}" if len(scores) > 1 else ""
             cells.append(f"{mean(scores):.4f}{spread}")
         seconds = mean(run.result.seconds for run in runs)
-        line = f"{name:<44}{chosen[name]:>8g}" + "".join(f"{cell:>24}" for cell in cells)
+        chosen = runs[0].settings
+        rates = chosen.optimiser.learning_rate, chosen.optimiser.embedding_learning_rate
+        line = f"{name:<44}{rates[0]:>9g}{rates[1]:>12g}{chosen.model.dropout:>9g}"
+        line += "".join(f"{cell:>24}" for cell in cells)
         print(f"{line}{seconds:>10.0f}")
 
 

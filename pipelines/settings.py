@@ -26,8 +26,8 @@ class OptimiserSettings:
             is the same whatever their number; users are never torn apart.
     """
 
-    learning_rate: float = 1e-3
-    embedding_learning_rate: float = 2e-2
+    learning_rate: float = 7.5e-4
+    embedding_learning_rate: float = 3.4e-2
     weight_decay: float = 0.0
     schedule: Literal["linear", "cosine"] = "linear"
     epochs: int = 3

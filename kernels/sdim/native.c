@@ -70,7 +70,14 @@ static int64_t largest_step(const int64_t *offsets, int64_t n) {
 }
 
 /* Signature bits are `x . plane > 0`, lowest bit first. Each product is one chain of float32
- * additions whatever the batch, so a row has the same codes alone as among others. */
+ * additions whatever the batch, so a row has the same codes alone as among others. Where the
+ * processor fuses them, so do we: matrix products of torch and onnxruntime then round alike, and a
+ * vector that lies on a plane but for rounding gets the same bit from all. */
+#ifdef FP_FAST_FMAF
+#define MULTIPLY_ADD(x, y, sum) fmaf(x, y, sum)
+#else
+#define MULTIPLY_ADD(x, y, sum) ((sum) + (x) * (y))
+#endif
 enum { TILE_ROWS = 4, TILE_PLANES = 32 };
 
 static void signature_tile(const float *restrict x, int64_t rows, int64_t size,
@@ -81,7 +88,7 @@ static void signature_tile(const float *restrict x, int64_t rows, int64_t size,
     for (int64_t d = 0; d < size; d++)
         for (int64_t r = 0; r < TILE_ROWS; r++)
             for (int64_t m = 0; m < TILE_PLANES; m++)
-                sums[r][m] += row[r][d] * planes[d * stride + m];
+                sums[r][m] = MULTIPLY_ADD(row[r][d], planes[d * stride + m], sums[r][m]);
     for (int64_t r = 0; r < TILE_ROWS; r++)
         for (int64_t m = 0; m < TILE_PLANES; m++) bits[r * stride + m] = sums[r][m] > 0;
 }

@@ -35,7 +35,7 @@ class ClickModelSettings:
     history_limit: int | None = 2000
     window: int = 50
     hidden: tuple[int, ...] = (128, 64)
-    dropout: float = 0.1
+    dropout: float = 0.28
     counters: bool = False
     initial_std: float = 0.5
 

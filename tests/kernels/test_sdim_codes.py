@@ -54,6 +54,15 @@ def test_a_row_alone_has_the_codes_it_has_among_others(impl: Impl) -> None:
     assert torch.equal(together, alone)
 
 
+def test_vectors_on_a_plane_but_for_rounding_hash_alike() -> None:
+    h = Histories.random([4000], size=32, planes=80, dtype=torch.float32)
+    values, normals = h.values.double(), h.planes.double()[:, torch.arange(4000) % 80].T
+    along = (values * normals).sum(1, keepdim=True) / normals.square().sum(1, keepdim=True)
+    on_plane = (values - along * normals).float()
+    expected = sdim.codes(on_plane, h.planes, 5, impl="reference")
+    assert torch.equal(sdim.codes(on_plane, h.planes, 5, impl="native"), expected)
+
+
 @impls
 def test_autocast_does_not_change_codes(impl: Impl) -> None:
     h = Histories.random([2000], size=32, planes=80, dtype=torch.float32)
