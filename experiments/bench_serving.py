@@ -185,6 +185,7 @@ def load(folder: Path) -> None:
 def encode_all(folder: Path, dataset: Dataset, work: Path) -> Path:
     encoding = Encoding(
         bundle=str(folder),
+        bundle_digest=Bundle.open(folder).manifest.digest,
         data=str(dataset.folder.resolve()),
         data_digest=dataset.manifest.digest,
         store=str(work / "tables"),
@@ -231,13 +232,14 @@ def score_all(folder: Path, dataset: Dataset, store: Path, work: Path) -> None:
             one_a_row=False,
             rows=250,
             store=str(store),
+            tables=None,
             data=None,
             data_digest=None,
             as_of=None,
             top=None,
             output=str(output),
         )
-        files = RequestFiles.find(str(work / "requests.parquet"), bundle.manifest)
+        files = RequestFiles.find(str(work / "requests.parquet"), bundle)
         files.write(scoring.asked, scoring.rows)
         begun = time.perf_counter()
         run_shards(scoring, range(scoring.parts), 2)

@@ -164,4 +164,5 @@ def translation(before: Encoder, after: Encoder) -> Callable[[Array], Array]:
     assert isinstance(before, Scaler)
     assert isinstance(after, Scaler)
     slope, start = before.std / after.std, (before.mean - after.mean) / after.std
-    return lambda column: (column * slope + start).astype(np.float32)
+    # 0 is a number that is missing, and stays so; the mean itself cannot be told from it.
+    return lambda column: np.where(column == 0, 0, column * slope + start).astype(np.float32)

@@ -108,6 +108,11 @@ class HistoryReader:
         """Return the shard that holds a user, whether there is such a user or not."""
         return stable_hash(user) % self.manifest.shards
 
+    @property
+    def text_users(self) -> bool:
+        """Whether users are text, and not integers."""
+        return self._users[USER].dtype == pl.String
+
     def _stored(self, stored: dict[str, Encoder], name: str, wanted: Encoder) -> Encoder:
         side = self.manifest.schema.side
         if name not in side or type(stored[name]) is not type(wanted):

@@ -35,6 +35,7 @@ from hashtab.serving.store.record import RECENT_LIMIT
 
 LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 _GOLDEN_CASES = 8
+_GOLDEN_BEHAVIOURS = 1024
 _MODEL_FILES = ("model.pt", "model.json")
 
 
@@ -85,7 +86,7 @@ def _build(
     bundle = Bundle(folder, draft)
     examples = cases(dataset, model)
     parity = check_parity(model, bundle, examples)
-    golden_batch(bundle, examples[:_GOLDEN_CASES]).write(folder / GOLDEN)
+    golden_batch(bundle, examples).write(folder / GOLDEN)
     return replace(draft, parity=parity).write(folder)
 
 
@@ -221,9 +222,10 @@ def fingerprint(folder: Path, model: ClickModel, draft: BundleManifest) -> str:
 
 
 def golden_batch(bundle: Bundle, examples: list[Case]) -> GoldenBatch:
-    """Return the inputs and answers of some cases, as one batch of users."""
-    records = [record_of(bundle, case.behaviours) for case in examples]
-    inputs = bundle.scorer_inputs(records, [case.candidates for case in examples])
+    """Return inputs and answers: the first cases as one batch to score, the longest to encode."""
+    scored = examples[:_GOLDEN_CASES]
+    records = [record_of(bundle, case.behaviours) for case in scored]
+    inputs = bundle.scorer_inputs(records, [case.candidates for case in scored])
     if not bundle.layout.groups:
         none = np.empty(0, np.int32)
         return GoldenBatch(
@@ -233,8 +235,9 @@ def golden_batch(bundle: Bundle, examples: list[Case]) -> GoldenBatch:
             increments=none,
             codes=none,
         )
-    longest = max(examples, key=lambda case: len(next(iter(case.behaviours.values()))))
-    behaviours: dict[str, Array] = bundle.encoder_inputs(longest.behaviours)
+    longest = max(examples, key=lambda case: case.length).behaviours
+    latest = {name: column[-_GOLDEN_BEHAVIOURS:] for name, column in longest.items()}
+    behaviours: dict[str, Array] = bundle.encoder_inputs(latest)
     increments, codes, _ = bundle.run_encoder(behaviours)
     return GoldenBatch(
         scorer_inputs=inputs,

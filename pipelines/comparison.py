@@ -13,7 +13,7 @@ from hashtab.pipelines.evaluation import Predictions
 from hashtab.pipelines.plots import COLOURS, DPI, dress
 
 _SEED = 0
-_AT_ONCE = 100  # resamples in memory
+_AT_ONCE = 1 << 22  # drawn users in memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +65,9 @@ def compare(
     gain, weight = (after - before)[both], samples[both].astype(np.float64)
     random = np.random.default_rng(_SEED)
     found = np.empty(resamples)
-    for start in range(0, resamples, _AT_ONCE):
-        part = found[start : start + _AT_ONCE]
+    at_once = max(1, _AT_ONCE // len(gain))
+    for start in range(0, resamples, at_once):
+        part = found[start : start + at_once]
         drawn = random.integers(0, len(gain), (len(part), len(gain)))
         part[:] = (gain[drawn] * weight[drawn]).sum(1) / weight[drawn].sum(1)
     low, high = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2])

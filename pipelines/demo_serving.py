@@ -69,7 +69,8 @@ def serve(run: Run, dataset: Dataset, storage: Path, tracking_uri: str) -> Serve
     version = register(run.folder / "bundle", MODEL, tracking_uri, run.tracked_as)
     # The demo shows the model that it has just trained, whatever was registered before.
     make_champion(Registry(tracking_uri, MODEL), version)
-    store, requests = storage / "tables", storage / "test_requests.parquet"
+    store = storage / "tables"
+    requests = storage / f"test_requests-{dataset.manifest.digest[:8]}.parquet"
     scores = storage / f"scores-{manifest.digest[:8]}"
     champion = f"models:/{MODEL}@champion"
     encoding = EncodeSettings(

@@ -1,6 +1,5 @@
 """The driver of trainings: starts workers, follows them, tracks them, and says what came out."""
 
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -13,12 +12,11 @@ from hashtab.features.manifest import Manifest
 from hashtab.features.plain import build
 from hashtab.pipelines import ray_training
 from hashtab.pipelines.checkpoints import Epoch
-from hashtab.pipelines.command_line import SettingsError
 from hashtab.pipelines.events import Tail
 from hashtab.pipelines.plots import plot_run
 from hashtab.pipelines.progress import ProgressBar
 from hashtab.pipelines.runs import Run
-from hashtab.pipelines.tracking import TrackedRun, Tracking
+from hashtab.pipelines.tracking import Telling, TrackedRun, Tracking
 
 _POLL_S = 0.2
 
@@ -108,7 +106,7 @@ class Followed:
         self._begin = begin
         self._bar: ProgressBar | None = None
         self._tracked: TrackedRun | None = None
-        self._lost = False
+        self._told = Telling(run.name)
 
     def begin(self) -> TrackedRun:
         """Begin its MLflow run if that has not begun."""
@@ -131,19 +129,6 @@ class Followed:
             plot_run(self._run.result, self._run.plots)
             self._told(self._publish)
             self._close_bar()
-
-    def _told(self, tell: Callable[[], None]) -> None:
-        """Tell MLflow, or say once that it cannot be told now."""
-        try:
-            tell()
-        except SettingsError as error:
-            if not self._lost:
-                self._lost = True
-                print(
-                    f"{error}; {self._run.name} goes on without it. When MLflow is back, the same "
-                    "command with --resume tells it all",
-                    file=sys.stderr,
-                )
 
     def _log_epochs(self, epochs: list[Epoch]) -> None:
         self.begin().log_epochs(epochs)

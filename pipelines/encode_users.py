@@ -2,14 +2,13 @@
 """Encode every user of a prepared data set into a store of user tables, as of any time.
 
 `python pipelines/encode_users.py --bundle runs/<name>/bundle --data data/my_shop --store tables`
-writes a record for each user. Run again, it does what is left: nothing, where all is done.
+writes a record for each user. Run again, it does what is left: nothing, where all is done. Records
+of users whom the data does not know stay as they were; drop the fingerprint first to lose them.
 """
 
 import re
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,24 +20,22 @@ if __package__ in (None, ""):
 
 from hashtab.features.dataset import Dataset
 from hashtab.features.errors import DataError, disk_errors
-from hashtab.features.storage import exclusive
 from hashtab.pipelines.cluster import cluster
 from hashtab.pipelines.command_line import SettingsError, parse
 from hashtab.pipelines.encoding import (
-    SAMPLE,
     Encoding,
     ShardReport,
     absolute_store,
     moment,
-    open_bundle,
     verify_sample,
 )
 from hashtab.pipelines.leave import STOPPED
 from hashtab.pipelines.places import DEFAULT_TRACKING, python_script, tracking_option
 from hashtab.pipelines.registry import find_bundle
 from hashtab.pipelines.shard_tasks import run_shards
+from hashtab.serving.bundle import Bundle
 from hashtab.serving.errors import BundleError
-from hashtab.serving.store import StoreError, open_store
+from hashtab.serving.store import StoreError, only_writer, open_store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,36 +67,23 @@ class EncodeSettings:
             raise SettingsError(f"workers must not be negative, got {self.workers}")
 
 
-@contextmanager
-def only_writer(store: str) -> Iterator[None]:
-    """Hold an LMDB store against other encodings for as long as this one lasts.
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """What a store holds after encoding.
 
-    Raises:
-        SettingsError: if another process encodes into it, or its folder cannot be written.
+    Args:
+        encoding: the job.
+        shards: a report for each.
+        checked: records that were held against their definition.
     """
-    if "://" in store:
-        yield
-        return
-    folder = Path(store.removeprefix("lmdb:"))
-    with ExitStack() as stack:
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            # Beside the folder, which is to hold the store's files and no others.
-            stack.enter_context(exclusive(folder.with_name(f".{folder.name}.encoding")))
-        except BlockingIOError as error:
-            raise SettingsError(
-                f"another process encodes users into {folder}; wait for it or stop it"
-            ) from error
-        except OSError as error:
-            raise SettingsError(
-                f"store {folder} cannot be written ({error.strerror}): give another --store, or "
-                "change the permissions of its folder"
-            ) from error
-        yield
+
+    encoding: Encoding
+    shards: list[ShardReport]
+    checked: int
 
 
-def encode(settings: EncodeSettings) -> tuple[Encoding, list[ShardReport]]:
-    """Encode what is left, check a sample, and return the job with a report for each shard.
+def encode(settings: EncodeSettings) -> Encoded:
+    """Encode what is left and check a sample.
 
     Raises:
         SettingsError: if a setting cannot be used.
@@ -109,10 +93,11 @@ def encode(settings: EncodeSettings) -> tuple[Encoding, list[ShardReport]]:
     """
     if settings.bundle is None:
         raise SettingsError("--bundle must name the folder of a bundle or a registered model")
-    bundle = find_bundle(settings.bundle, settings.tracking_uri).resolve()
+    bundle = Bundle.open(find_bundle(settings.bundle, settings.tracking_uri).resolve())
     dataset = Dataset.open(settings.data)
     encoding = Encoding(
-        bundle=str(bundle),
+        bundle=str(bundle.folder),
+        bundle_digest=bundle.manifest.digest,
         data=str(dataset.folder.resolve()),
         data_digest=dataset.manifest.digest,
         store=absolute_store(settings.store),
@@ -133,24 +118,22 @@ def encode(settings: EncodeSettings) -> tuple[Encoding, list[ShardReport]]:
                 f"another process encoded other users into {store.name} meanwhile: see that it "
                 "has ended, and run again"
             )
-        verify_sample(encoding, done)
-        return encoding, done
+        checked = verify_sample(encoding, done)
+        return Encoded(encoding=encoding, shards=done, checked=checked)
 
 
-def report(
-    settings: EncodeSettings, encoding: Encoding, shards: list[ShardReport], seconds: float
-) -> str:
+def report(settings: EncodeSettings, encoded: Encoded, seconds: float) -> str:
     """Say what was made, where it lies and what to run next."""
+    encoding, shards = encoded.encoding, encoded.shards
     users = sum(part.users for part in shards)
     behaviours = sum(part.behaviours for part in shards)
     refused = {user: why for part in shards for user, why in part.refused.items()}
     when = datetime.fromtimestamp(encoding.as_of / 1e6, UTC).isoformat(timespec="seconds")
-    bundle = open_bundle(encoding.bundle)
     store = re.sub("(?<=://).*@", "", settings.store)  # a URL without its password
     lines = [
         f"{store}: {users:,} users, {behaviours:,} behaviours before {when}, "
-        f"fingerprint {bundle.manifest.fingerprint}, in {seconds:.1f} s",
-        f"a sample of {SAMPLE} records equals its definition bit for bit",
+        f"fingerprint {encoding.opened.manifest.fingerprint}, in {seconds:.1f} s",
+        f"a sample of {encoded.checked:,} records equals its definition bit for bit",
         *(f"no record of user {user}: {why}" for user, why in refused.items()),
         f"next: {python_script('score_batch.py')} --bundle {settings.bundle} "
         f"--store {store} --requests requests.parquet --output scores"
@@ -165,14 +148,14 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         settings = parse(EncodeSettings, arguments, __doc__)
         with disk_errors(Path(settings.store)):
-            encoding, shards = encode(settings)
+            encoded = encode(settings)
     except (SettingsError, DataError, BundleError, StoreError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
         return STOPPED
-    print(report(settings, encoding, shards, time.perf_counter() - start))
+    print(report(settings, encoded, time.perf_counter() - start))
     return 0
 
 

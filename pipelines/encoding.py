@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from hashtab.features.dataset import Dataset
+from hashtab.features.errors import DataError
 from hashtab.features.histories import Histories, HistoryReader
 from hashtab.features.sources import TIME
 from hashtab.features.storage import Array, map_arrow
 from hashtab.pipelines.command_line import SettingsError
 from hashtab.serving.bundle import Bundle
+from hashtab.serving.errors import BundleError
 from hashtab.serving.store import (
     StoreError,
     TableOverflowError,
@@ -27,8 +29,8 @@ from hashtab.serving.store import (
     unpack,
 )
 
-_USERS_AT_ONCE = 256  # records of one transaction: 16 MB where tables are wide
-SAMPLE = 32  # users whose records are checked
+_USERS_AT_ONCE = 256  # records of one transaction
+_SAMPLE = 32  # users whose records are checked
 _JOB = "encoding"  # name of the note of the job whose shards are noted
 
 
@@ -56,6 +58,7 @@ class Encoding:
 
     Args:
         bundle: folder.
+        bundle_digest: of the bundle's manifest.
         data: folder of the prepared data set.
         data_digest: of that data set.
         store: URL.
@@ -63,16 +66,23 @@ class Encoding:
     """
 
     bundle: str
+    bundle_digest: str
     data: str
     data_digest: str
     store: str
     as_of: int
+
+    @property
+    def opened(self) -> Bundle:
+        """The bundle in this process."""
+        return open_bundle(self.bundle, self.bundle_digest)
 
     def __call__(self, shard: int) -> None:
         """Encode one shard; does nothing where the store says that it is done.
 
         Raises:
             StoreError: if the store cannot be written.
+            BundleError, DataError: if this process sees another bundle or data set than the job's.
         """
         with open_store(self.store) as store:
             if self.done(store, shard) is None:
@@ -84,24 +94,25 @@ class Encoding:
         Its records are about to be replaced, perhaps only in part: begun again after that, it must
         not find them done.
         """
-        fingerprint = open_bundle(self.bundle).layout.fingerprint
+        fingerprint = self.opened.layout.fingerprint
         mine = json.dumps(self._identity()).encode()
         if store.note(fingerprint, _JOB) != mine:
             store.remove(fingerprint, [])
             store.put(fingerprint, {}, {_JOB: mine})
 
     def _encode(self, store: TableStore, shard: int) -> None:
-        bundle = open_bundle(self.bundle)
+        bundle = self.opened
         histories = self.histories(shard)
         users, refused = histories.users.to_list(), {}
         for start in range(0, len(users), _USERS_AT_ONCE):
-            records: dict[User, bytes] = {}
+            records: dict[User, bytes | None] = {}
             for i, user in enumerate(users[start : start + _USERS_AT_ONCE], start):
                 try:
                     record = record_of_user(bundle, histories, i, self.as_of)
                     records[user] = pack(record, bundle.layout)
                 except TableOverflowError as error:
                     refused[str(user)] = str(error)
+                    records[user] = None  # an older table must not pass for this one
             store.put(bundle.layout.fingerprint, records)
         report = ShardReport(
             users=len(users) - len(refused),
@@ -112,11 +123,12 @@ class Encoding:
 
     def histories(self, shard: int) -> Histories:
         """Return the shard's histories as of the moment, in the ids of the bundle."""
-        return _reader(self.bundle, self.data).shard(shard).before(self.as_of)
+        reader = open_histories(self.opened, self.data, self.data_digest)
+        return reader.shard(shard).before(self.as_of)
 
     def done(self, store: TableStore, shard: int) -> ShardReport | None:
         """Return what this job noted of a finished shard, None where it is not finished."""
-        note = store.note(open_bundle(self.bundle).layout.fingerprint, f"encoded {shard}")
+        note = store.note(self.opened.layout.fingerprint, f"encoded {shard}")
         plain = json.loads(note) if note else {}
         if plain.get("job") != self._identity():
             return None
@@ -129,25 +141,52 @@ class Encoding:
         return {"data": self.data_digest, "as_of": self.as_of}
 
 
-@lru_cache(maxsize=2)
-def open_bundle(folder: str) -> Bundle:
-    """Return the bundle of a folder, opened once a process."""
-    return Bundle.open(folder)
+def tables_of(store: TableStore, fingerprint: bytes) -> str | None:
+    """Return what the store says that its tables are encoded from; None where it does not say."""
+    note = store.note(fingerprint, _JOB)
+    return None if note is None else note.decode()
 
 
 @lru_cache(maxsize=2)
-def _reader(bundle_folder: str, data: str) -> HistoryReader:
-    return history_reader(open_bundle(bundle_folder), Path(data))
-
-
-def history_reader(bundle: Bundle, data: Path) -> HistoryReader:
-    """Return a reader of a data set's histories in the ids of a bundle.
+def open_bundle(folder: str, digest: str) -> Bundle:
+    """Return the bundle that a job began with, opened once a process.
 
     Raises:
-        DataError: if the data set is not finished, or lacks a feature that the bundle reads.
+        BundleError: if another one lies in the folder, or none that can be used.
     """
+    bundle = Bundle.open(folder)
+    if bundle.manifest.digest != digest:
+        raise BundleError(
+            f"{folder} holds the bundle {bundle.manifest.digest[:12]}, the job began with "
+            f"{digest[:12]}: leave a bundle in its place until all is done, the same on every "
+            "machine"
+        )
+    return bundle
+
+
+@lru_cache(maxsize=2)
+def open_histories(bundle: Bundle, data: str, data_digest: str) -> HistoryReader:
+    """Return a reader of a data set's histories in the ids of a bundle, opened once a process.
+
+    Raises:
+        DataError: if it is another data set, is not finished, lacks a feature that the bundle
+            reads, or names users by numbers where the bundle has text, or by text for numbers.
+    """
+    dataset = Dataset.open(data)
+    if dataset.manifest.digest != data_digest:
+        raise DataError(
+            f"{data} holds the data set {dataset.manifest.digest[:12]} here, the job began with "
+            f"{data_digest[:12]}: leave a data set in its place until all is done"
+        )
     side = {name: bundle.encoders[name] for name in bundle.manifest.side}
-    return HistoryReader(data, bundle.catalogue, side)
+    reader = HistoryReader(dataset.folder, bundle.catalogue, side)
+    if reader.text_users != bundle.manifest.text_users:
+        kinds = {True: "text", False: "whole numbers"}
+        raise DataError(
+            f"users are {kinds[reader.text_users]} in {data}, the model knows them as "
+            f"{kinds[bundle.manifest.text_users]}: prepare the data with users of one type"
+        )
+    return reader
 
 
 def record_of_user(bundle: Bundle, histories: Histories, user: int, as_of: int) -> UserRecord:
@@ -197,24 +236,30 @@ def absolute_store(store: str) -> str:
     return store if "://" in store else str(Path(store.removeprefix("lmdb:")).resolve())
 
 
-def verify_sample(encoding: Encoding, reports: list[ShardReport]) -> None:
+def verify_sample(encoding: Encoding, reports: list[ShardReport]) -> int:
     """Hold records of some users, spread over the shards, against their definition.
 
     Args:
         encoding: that is done.
         reports: of all shards.
 
+    Returns:
+        How many records were held.
+
     Raises:
         StoreError: if one differs.
     """
-    chosen = np.random.default_rng(encoding.as_of % 2**32).integers(len(reports), size=SAMPLE)
+    random = np.random.default_rng(encoding.as_of % 2**32)
+    chosen, checked = random.integers(len(reports), size=_SAMPLE), 0
     with open_store(encoding.store, readonly=True) as store:
         for shard, count in zip(*np.unique(chosen, return_counts=True), strict=True):
             histories = encoding.histories(int(shard))
-            users = np.linspace(0, len(histories) - 1, min(count, len(histories)))
-            for user in users.astype(int).tolist():
+            users = random.choice(len(histories), min(count, len(histories)), replace=False)
+            for user in users.tolist():
                 if str(histories.users[user]) not in reports[shard].refused:
                     verify_user(encoding, store, histories, user)
+                    checked += 1
+    return checked
 
 
 def verify_user(encoding: Encoding, store: TableStore, histories: Histories, user: int) -> None:
@@ -225,7 +270,7 @@ def verify_user(encoding: Encoding, store: TableStore, histories: Histories, use
     Raises:
         StoreError: if there is no record, it is damaged, or it differs.
     """
-    bundle = open_bundle(encoding.bundle)
+    bundle = encoding.opened
     name = histories.users[user]
     (stored,) = store.get(bundle.layout.fingerprint, [name])
     if stored is None:

@@ -41,6 +41,11 @@ class Case:
     behaviours: dict[str, Array]
     candidates: Candidates
 
+    @property
+    def length(self) -> int:
+        """Number of behaviours."""
+        return len(next(iter(self.behaviours.values())))
+
 
 def check_parity(model: ClickModel, bundle: Bundle, cases: list[Case]) -> Parity:
     """Hold every score and hash code of the bundle against those of the model.
@@ -136,7 +141,8 @@ def check_codes(
         differ = int((codes != expected).any(axis=1).sum())
         raise BundleError(
             f"onnxruntime and torch hash {differ} of {length} behaviours to other buckets "
-            f"({name}): nothing was exported"
+            f"({name}): nothing was exported. They lie on a hash plane but for rounding, which the "
+            "two round differently on this machine: train with another --seed, or export elsewhere"
         )
     return int(codes.size)
 
@@ -172,7 +178,8 @@ def cases(dataset: Dataset, model: ClickModel) -> list[Case]:
     Hard ones: an empty history, one candidate, 2,000 candidates, items that no one knows, and the
     longest history of all users.
     """
-    real = list(real_cases(dataset, REAL_REQUESTS))
+    # The longest histories first: these are what a golden batch replays.
+    real = sorted(real_cases(dataset, REAL_REQUESTS), key=lambda case: -case.length)
     if not model.settings.counters:
         real = [_without_counters(case) for case in real]
     usual = max(real, key=lambda case: len(case.candidates.counters))

@@ -18,7 +18,7 @@ from hashtab.pipelines.command_line import SettingsError
 from hashtab.pipelines.mlflow_model import BUNDLE, write_model
 from hashtab.pipelines.tracking import connect, said_in_one_line
 from hashtab.serving.bundle import Bundle
-from hashtab.serving.errors import BundleError
+from hashtab.serving.errors import BundleError, BundleFormatError
 from hashtab.serving.manifest import BundleManifest
 
 if TYPE_CHECKING:
@@ -297,10 +297,16 @@ def _cache() -> Path:
 
 
 def _holds(folder: Path, digest: str) -> bool:
-    """Whether a folder holds the whole bundle of a digest."""
+    """Whether a folder holds the whole bundle of a digest.
+
+    Raises:
+        BundleFormatError: if another version of hashtab wrote it: it is lost to this one alone.
+    """
     try:
         manifest = BundleManifest.read(folder)
         manifest.check_files(folder)
+    except BundleFormatError:
+        raise
     except BundleError:
         return False
     return manifest.digest == digest

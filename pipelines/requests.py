@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 
 from hashtab.features.dataset import Dataset
-from hashtab.features.encoders import FIRST_ID, Encoder, Vocabulary
+from hashtab.features.encoders import FIRST_ID, Encoder, Scaler, Vocabulary
 from hashtab.features.plain import did_you_mean
 from hashtab.features.samples import TIME_FEATURE_SIZES
 from hashtab.features.sources import (
@@ -22,6 +22,7 @@ from hashtab.features.sources import (
 )
 from hashtab.features.storage import map_arrow
 from hashtab.features.tables import INDEX, ROW
+from hashtab.serving.bundle import Bundle
 from hashtab.serving.errors import RequestError
 from hashtab.serving.manifest import BundleManifest
 
@@ -49,6 +50,7 @@ class RequestFiles:
         one_a_row: whether a row is a candidate and not a request.
         columns: name -> type, those that are read.
         types: of the columns that a CSV does not tell rightly: "007" may be text, 5 may be 5.0.
+        text_users: whether the model knows users as text, and not as integers.
         ignored: columns that are not.
     """
 
@@ -56,17 +58,18 @@ class RequestFiles:
     one_a_row: bool
     columns: dict[str, pl.DataType]
     types: dict[str, type[pl.DataType]]
+    text_users: bool
     ignored: tuple[str, ...]
 
     @classmethod
-    def find(cls, pattern: str, manifest: BundleManifest) -> "RequestFiles":
+    def find(cls, pattern: str, bundle: Bundle) -> "RequestFiles":
         """Find files by a path, a folder or a glob, and check their columns.
 
         Raises:
             RequestError: if there is none, or a file lacks a column that the model reads.
         """
         paths = _paths(pattern)
-        types = _types(manifest)
+        manifest, types = bundle.manifest, _types(bundle)
         schema = dict(_scan(paths, types).collect_schema())
         one_a_row = CANDIDATE in schema
         if not one_a_row and CANDIDATES not in schema:
@@ -89,6 +92,7 @@ class RequestFiles:
             one_a_row=one_a_row,
             columns={name: schema[name] for name in wanted},
             types=types,
+            text_users=manifest.text_users,
             ignored=tuple(name for name in schema if name not in wanted),
         )
 
@@ -113,8 +117,8 @@ class RequestFiles:
                 list of context has another length than its candidates.
         """
         frame = _scan(self.paths, self.types).select(*self.columns)
-        user = key(USER_COLUMN, self.columns[USER_COLUMN])
-        frame = frame.with_columns(user.cast(self.types[USER_COLUMN], strict=False))
+        user = _user(self.columns[USER_COLUMN], self.text_users)
+        frame = frame.with_columns(user.alias(USER_COLUMN))
         if TIME_COLUMN in self.columns:
             time = microseconds(TIME_COLUMN, self.columns[TIME_COLUMN], None)
             frame = frame.with_columns(time.alias(TIME_COLUMN))
@@ -193,27 +197,46 @@ def _paths(pattern: str) -> tuple[Path, ...]:
     return paths
 
 
-def _types(manifest: BundleManifest) -> dict[str, type[pl.DataType]]:
-    """Return the types of columns as the model's log had them; others are read as they are."""
-    types: dict[str, type[pl.DataType]] = {
-        f.name: pl.Float64 for f in manifest.features.context if f.kind == "numeric"
-    }
-    types[USER_COLUMN] = pl.String if manifest.text_users else pl.Int64
+def _types(bundle: Bundle) -> dict[str, type[pl.DataType]]:
+    """Return the types that a CSV's columns are read as; others are read as they look."""
+    manifest, encoders = bundle.manifest, bundle.encoders
+    types: dict[str, type[pl.DataType]] = {}
+    for name in context_columns(manifest):
+        encoder = encoders.get(name)
+        if isinstance(encoder, Scaler):
+            types[name] = pl.Float64
+        elif encoder is not None and any(isinstance(value, str) for value in encoder.values):
+            types[name] = pl.String
+    types[USER_COLUMN] = pl.String  # whole numbers too: no text among them may end the reading
     if manifest.text_items:
         types[CANDIDATE] = pl.String
     return types
 
 
+def _user(dtype: pl.DataType, text: bool) -> pl.Expr:
+    """Users as the model's log had them; null, and so unknown, where they cannot be.
+
+    Where one is missing, other programs write whole numbers as 7.0.
+    """
+    if dtype.is_float():
+        whole = pl.col(USER_COLUMN).cast(pl.Int64, strict=False)
+        users = pl.when(whole == pl.col(USER_COLUMN)).then(whole).otherwise(None)
+        return users.cast(pl.String) if text else users
+    users = key(USER_COLUMN, dtype)
+    if text or dtype.is_integer():
+        return users.cast(pl.String if text else pl.Int64, strict=False)
+    return users.str.strip_chars().str.replace(r"\.0+$", "").cast(pl.Int64, strict=False)
+
+
 def _scan(paths: tuple[Path, ...], types: dict[str, type[pl.DataType]]) -> pl.LazyFrame:
     """Scan files; of a CSV, numbers and text are read as `types` says, whatever it begins with."""
-    read_as = {n: t for n, t in types.items() if t != pl.Int64}  # no text may end the reading
     try:
         if paths[0].suffix == ".csv":
             frame = pl.scan_csv(
                 list(paths),
                 try_parse_dates=True,
-                infer_schema_length=10_000,
-                schema_overrides=read_as,
+                infer_schema_length=None,  # a file must not be read otherwise for its first rows
+                schema_overrides=types,
                 glob=False,
             )
         else:
@@ -260,9 +283,11 @@ def _together(rows: pl.LazyFrame, others: list[str]) -> pl.LazyFrame:
 def write_split(dataset: Dataset, split: str, target: Path) -> None:
     """Write the requests of a split as people have them: raw values, with labels beside them.
 
-    One row a request: `request`, `user`, `time`, `candidates`, context as lists, and `labels`.
+    The file is written whole or not at all. One row a request: `request`, `user`, `time`,
+    `candidates`, context as lists, and `labels`.
     """
     folder, manifest = dataset.folder, dataset.manifest
+    temporary = target.with_name(f".{target.name}.tmp")
     shards = [
         pl.DataFrame(map_arrow(folder / "samples" / split / f"{shard:05d}.arrow"))
         for shard in range(manifest.shards)
@@ -283,7 +308,8 @@ def write_split(dataset: Dataset, split: str, target: Path) -> None:
         labels=pl.col(LABEL),
     ).group_by(USER_COLUMN, TIME_COLUMN, maintain_order=True).agg(pl.all()).with_row_index(
         REQUEST
-    ).write_parquet(target)
+    ).write_parquet(temporary)
+    temporary.replace(target)
 
 
 def _raw(ids: pl.Series, encoder: Encoder) -> pl.Series:

@@ -28,7 +28,7 @@ from hashtab.features.sources import sha256
 from hashtab.features.storage import TEMPORARY, exclusive, write_text
 from hashtab.pipelines.cluster import cluster
 from hashtab.pipelines.command_line import SettingsError, parse
-from hashtab.pipelines.encoding import absolute_store, moment
+from hashtab.pipelines.encoding import absolute_store, moment, tables_of
 from hashtab.pipelines.leave import STOPPED
 from hashtab.pipelines.places import DEFAULT_TRACKING, python_script, shown
 from hashtab.pipelines.registry import find_bundle
@@ -130,8 +130,10 @@ def score(settings: ScoreSettings) -> Summary:
         return verified(output)
     if settings.bundle is None or settings.requests is None:
         raise SettingsError("--bundle and --requests must be given")
+    if settings.as_of is not None and settings.data is None:
+        raise SettingsError("--as_of cuts the histories of --data: give that too, or leave it out")
     bundle = Bundle.open(find_bundle(settings.bundle, settings.tracking_uri).resolve())
-    files = RequestFiles.find(settings.requests, bundle.manifest)
+    files = RequestFiles.find(settings.requests, bundle)
     job, place = _job(settings, output, bundle, files)
     with _only_writer(output), disk_errors(output):
         for stray in output.glob(TEMPORARY):
@@ -167,10 +169,11 @@ def _finish(scoring: Scoring, settings: ScoreSettings) -> Summary:
     if left:
         with cluster(settings.workers, settings.address):
             run_shards(scoring, left, settings.workers)
+        _check_same_tables(scoring)
     summary = count(scoring)
     sealed = {"summary": asdict(summary), "files": {part.name: sha256(part) for part in parts}}
     write_text(Path(scoring.output) / SUCCESS, json.dumps(sealed, indent=1) + "\n")
-    scoring.asked.unlink()
+    scoring.asked.unlink(missing_ok=True)
     return summary
 
 
@@ -196,6 +199,10 @@ def plan(job: Scoring, place: str | None, files: RequestFiles) -> Scoring:
                 f"{output} holds the scores of another job: {differ}; give another --output, or "
                 "remove it"
             )
+        if not job.asked.exists() and not (output / SUCCESS).exists():
+            files.write(
+                job.asked, job.rows
+            )  # a part of a sealed output was removed, to be made again
         return replace(job, count=begun.count)
     if files.ignored:
         print(f"columns not read: {', '.join(files.ignored)}", file=sys.stderr)
@@ -227,11 +234,11 @@ def _job(
             "the model reads histories: give the --store of user tables, or the --data to encode "
             "them from"
         )
-    store = place = None
+    store = place = tables = None
     if settings.store is not None:
         store = absolute_store(settings.store)
         with open_store(store, readonly=True) as opened:  # met before any work if it cannot be read
-            place = opened.name
+            place, tables = opened.name, tables_of(opened, bundle.layout.fingerprint)
     dataset = None if settings.data is None else Dataset.open(settings.data)
     job = Scoring(
         bundle=str(bundle.folder),
@@ -241,6 +248,7 @@ def _job(
         one_a_row=files.one_a_row,
         rows=settings.rows,
         store=store,
+        tables=tables,
         data=None if dataset is None else str(dataset.folder.resolve()),
         data_digest=None if dataset is None else dataset.manifest.digest,
         as_of=None if dataset is None else moment(dataset, settings.as_of),
@@ -251,9 +259,26 @@ def _job(
 
 
 def _decisive(job: Scoring) -> dict[str, Any]:
-    """What decides the scores; places may change names."""
-    names = ("bundle_digest", "requests", "rows", "store", "data_digest", "as_of", "top")
+    """What decides the scores; bundle and data may have moved."""
+    names = ("bundle_digest", "requests", "rows", "store", "tables", "data_digest", "as_of", "top")
     return {name: getattr(job, name) for name in names}
+
+
+def _check_same_tables(scoring: Scoring) -> None:
+    """Check that the store was not encoded anew while its tables were read.
+
+    Raises:
+        SettingsError: if it was: the scores of this output are of both.
+    """
+    if scoring.store is None:
+        return
+    with open_store(scoring.store, readonly=True) as store:
+        found = tables_of(store, scoring.opened.layout.fingerprint)
+    if found != scoring.tables:
+        raise SettingsError(
+            f"users were encoded anew into the store while their tables were read: remove "
+            f"{scoring.output} and score again"
+        )
 
 
 def count(scoring: Scoring) -> Summary:

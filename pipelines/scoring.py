@@ -1,21 +1,25 @@
 """Scores one part of a file of requests after another, each part written whole or not at all."""
 
 import json
+import math
 import os
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from hashtab.features.histories import Histories, HistoryReader
+from hashtab.features.histories import Histories
 from hashtab.features.plain import build
 from hashtab.features.samples import time_features
 from hashtab.features.sources import SourceFile
 from hashtab.features.storage import Array
-from hashtab.pipelines.encoding import history_reader, open_bundle, record_of_user
+from hashtab.pipelines.encoding import (
+    open_bundle,
+    open_histories,
+    record_of_user,
+)
 from hashtab.pipelines.requests import CANDIDATE, CANDIDATES, REQUEST, TIME_COLUMN, USER_COLUMN
 from hashtab.serving.bundle import Bundle, Candidates
 from hashtab.serving.store import (
@@ -37,7 +41,8 @@ HISTORY, UNKNOWN, MISSING, SCORES, SCORE = (
 )
 STORED, ENCODED, EMPTY = "stored", "encoded", "empty"
 _AT_ONCE = 4096  # candidates of one call
-_USERS_AT_ONCE = 256  # records in memory: 16 MB where tables are wide
+_USERS_AT_ONCE = 256
+_BYTES_AT_ONCE = 1 << 26  # of their tables in memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +57,7 @@ class Scoring:
         one_a_row: whether a row of requests and scores is a candidate and not a request.
         rows: requests of a part, the last one's apart.
         store: URL of the user tables; None for none.
+        tables: what the store says that they were encoded from; None where it does not say.
         data: prepared data set, whose histories are encoded where a user has no table.
         data_digest: of that data set.
         as_of: microseconds; of these histories what is earlier counts.
@@ -66,11 +72,17 @@ class Scoring:
     one_a_row: bool
     rows: int
     store: str | None
+    tables: str | None
     data: str | None
     data_digest: str | None
     as_of: int | None
     top: int | None
     output: str
+
+    @property
+    def opened(self) -> Bundle:
+        """The bundle in this process."""
+        return open_bundle(self.bundle, self.bundle_digest)
 
     @property
     def parts(self) -> int:
@@ -95,6 +107,9 @@ class Scoring:
 
         Returns:
             A line for each user whose table could not be used.
+
+        Raises:
+            BundleError, DataError: if this process sees another bundle or data set than the job's.
         """
         target = self.part(number)
         if target.exists():
@@ -105,9 +120,9 @@ class Scoring:
 
     def score(self, requests: pl.DataFrame) -> tuple[pl.DataFrame, list[str]]:
         """Return the scores of requests, a row each, in their order, and what is to be said."""
-        asked = _Asked(open_bundle(self.bundle), requests)
+        asked = _Asked(self.opened, requests)
         users = _Users(self)
-        for some in asked.users(_USERS_AT_ONCE):
+        for some in asked.users(_users_at_once(asked.bundle)):
             for user, (record, source) in users.records(some).items():
                 asked.score(user, record, source)
         return asked.answers(self.top, self.one_a_row), users.said
@@ -180,8 +195,8 @@ class _Asked:
             raw = raw.explode(empty_as_null=False) if listed else raw.gather(self.request_of)
             encoded = raw.to_frame().select(encoders[feature.name].encode(pl.col(feature.name)))
             columns[feature.name] = encoded.to_series().to_numpy()
-            gone = raw.is_null() | raw.is_nan() if raw.dtype.is_float() else raw.is_null()
-            missing |= gone.fill_null(True).to_numpy()
+            there = raw.is_finite() if raw.dtype.is_float() else raw.is_not_null()
+            missing |= ~there.fill_null(False).to_numpy()
         if manifest.time_features:
             times = self.requests[TIME_COLUMN].gather(self.request_of)
             made = time_features(manifest.time_features, times)
@@ -230,7 +245,7 @@ class _Users:
 
     def __init__(self, scoring: Scoring) -> None:
         self.scoring = scoring
-        self.bundle = open_bundle(scoring.bundle)
+        self.bundle = scoring.opened
         self.empty = UserRecord.empty(self.bundle.layout)
         self.said: list[str] = []
 
@@ -259,7 +274,8 @@ class _Users:
     def _encoded(self, users: list[User]) -> dict[User | None, tuple[UserRecord, str]]:
         if self.scoring.data is None:
             return {}
-        reader = _reader(self.scoring.bundle, self.scoring.data)
+        scoring = self.scoring
+        reader = open_histories(self.bundle, scoring.data, scoring.data_digest)
         found: dict[User | None, tuple[UserRecord, str]] = {}
         by_shard: dict[int, list[User]] = {}
         for user in users:
@@ -281,9 +297,9 @@ def _places(histories: Histories, users: list[User]) -> dict[User, int]:
     return {user: known[user] for user in users if user in known}
 
 
-@lru_cache(maxsize=2)
-def _reader(bundle: str, data: str) -> HistoryReader:
-    return history_reader(open_bundle(bundle), Path(data))
+def _users_at_once(bundle: Bundle) -> int:
+    table = 4 * max(1, math.prod(bundle.layout.shape))
+    return min(_USERS_AT_ONCE, max(1, _BYTES_AT_ONCE // table))
 
 
 def _write_durably(target: Path, frame: pl.DataFrame) -> None:

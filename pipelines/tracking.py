@@ -3,8 +3,9 @@
 import logging
 import os
 import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,6 +118,31 @@ def said_in_one_line(uri: str) -> Iterator[None]:
         yield
     except (MlflowException, OSError, ImportError) as error:
         raise SettingsError(f"MLflow cannot use {uri}: {' '.join(str(error).split())}") from error
+
+
+class Telling:
+    """Tells MLflow what happens, for as long as it listens.
+
+    Args:
+        name: of the work that does not stop when MLflow is lost.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._lost = False
+
+    def __call__(self, tell: Callable[[], object]) -> None:
+        """Tell MLflow, or say once that it cannot be told now."""
+        try:
+            tell()
+        except SettingsError as error:
+            if not self._lost:
+                self._lost = True
+                print(
+                    f"{error}; {self._name} goes on without it. When MLflow is back, the same "
+                    "command with --resume tells it all",
+                    file=sys.stderr,
+                )
 
 
 class TrackedRun:

@@ -1,13 +1,14 @@
 """The driver of a tuning: runs its trials, shows and tracks them, and keeps what they came to."""
 
 import sys
+from functools import partial
 from typing import Self
 
 from tqdm import tqdm
 
 from hashtab.features.manifest import Manifest
 from hashtab.pipelines.checkpoints import Epoch
-from hashtab.pipelines.tracking import TrackedRun
+from hashtab.pipelines.tracking import Telling, TrackedRun
 from hashtab.pipelines.tune_plots import plot_tuning
 from hashtab.pipelines.tune_tracking import TuneTracking
 from hashtab.pipelines.tuning import Trial, Tuning
@@ -37,6 +38,8 @@ def run_tuning(tuning: Tuning, manifest: Manifest, tracking: TuneTracking) -> di
 class Followed:
     """A tuning while it goes on: its trials shown to the user, logged to MLflow and stored.
 
+    A tracking server that is lost meanwhile stops no trial: MLflow learns all by `--resume`.
+
     Args:
         tuning: that goes on.
         manifest: of its data.
@@ -55,6 +58,7 @@ class Followed:
         self._epochs: dict[str, dict[int, Epoch]] = {}
         self._seconds: dict[str, float] = {}
         self._tracked: dict[str, TrackedRun] = {}
+        self._told = Telling(tuning.name)
 
     def __enter__(self) -> Self:
         self._whole = self._tracking.begin_tuning(self._tuning, self._manifest.digest)
@@ -67,7 +71,8 @@ class Followed:
         )
         for trial in self._trials.values():
             if trial.run.finished:
-                self._publish(trial)  # which a driver that was killed may have left out
+                # Which a driver that was killed may have left out.
+                self._told(partial(self._publish, trial))
                 self._bar.update()
         return self
 
@@ -76,7 +81,7 @@ class Followed:
         trial = self._trials[name]
         goes_on = trial.run.checkpoint.exists()
         trial.run.begin(self._manifest)
-        self._track(trial)
+        self._told(partial(self._track, trial))
         values = ", ".join(f"{key} {value}" for key, value in trial.values.items())
         self._say(trial, f"{'goes on from its checkpoint' if goes_on else 'begins'}: {values}")
 
@@ -87,7 +92,7 @@ class Followed:
         if epoch.number in known:
             return
         known[epoch.number] = epoch
-        self._tracked[name].log_epochs([epoch])
+        self._told(lambda: self._track(trial).log_epochs([epoch]))
         epochs = trial.run.settings.optimiser.epochs
         self._say(
             trial,
@@ -102,10 +107,11 @@ class Followed:
             epochs = [epoch for _, epoch in sorted(self._epochs[name].items())]
             trial.finish(epochs, self._seconds[name])
             self._say(trial, f"{trial.state}, best validation gAUC {trial.best.gauc:.4f}")
-            self._publish(trial)
+            self._told(partial(self._publish, trial))
         else:
             self.failures[name] = failure
-            self._tracking.fail_trial(self._tracked.pop(name), failure)
+            self._told(lambda: self._tracking.fail_trial(self._track(trial), failure))
+            self._tracked.pop(name, None)
             self._say(trial, f"failed: {failure}")
         self._bar.update()
 
@@ -117,15 +123,14 @@ class Followed:
         """
         self._tuning.conclude(self.failures)
         plot_tuning(self._tuning.ranking, self._tuning.plots)
-        self._tracking.end_tuning(self._tuning, self._whole)
-        if not self.failures:
-            self._tuning.publish()
+        self._told(self._publish_tuning)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._bar.close()
         if kind is not None:
             for tracked in (*self._tracked.values(), self._whole):
-                tracked.end("KILLED" if kind is KeyboardInterrupt else "FAILED")
+                status = "KILLED" if kind is KeyboardInterrupt else "FAILED"
+                self._told(partial(tracked.end, status))
 
     def _track(self, trial: Trial) -> TrackedRun:
         if trial.name not in self._tracked:
@@ -139,6 +144,11 @@ class Followed:
             self._tracking.end_trial(trial, self._track(trial))
             trial.run.publish()
         self._tracked.pop(trial.name, None)
+
+    def _publish_tuning(self) -> None:
+        self._tracking.end_tuning(self._tuning, self._whole)
+        if not self.failures:
+            self._tuning.publish()
 
     def _say(self, trial: Trial, text: str) -> None:
         tqdm.write(f"{trial.name} of {len(self._trials)}  {text}", file=sys.stderr)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hashtab.pipelines.command_line import flatten
-from hashtab.pipelines.tracking import TrackedRun, Tracking
+from hashtab.pipelines.tracking import TrackedRun, Tracking, said_in_one_line
 from hashtab.pipelines.tuning import Trial, Tuning
 
 _SOURCE = {"mlflow.source.name": "pipelines/tune.py"}
@@ -28,7 +28,8 @@ class TuneTracking(Tracking):
             **{f"space.{name}": values for name, values in flatten(tuning.chosen.space).items()},
         }
         params = [Param(name, str(value)) for name, value in chosen.items()]
-        self._client.log_batch(tracked.run_id, params=params, tags=_tags(_SOURCE))
+        with said_in_one_line(self.uri):
+            self._client.log_batch(tracked.run_id, params=params, tags=_tags(_SOURCE))
         return tracked
 
     def begin_trial(self, trial: Trial, tuning_id: str, data_digest: str) -> TrackedRun:
@@ -39,11 +40,16 @@ class TuneTracking(Tracking):
         """
         tracked = self.begin(trial.run, data_digest)
         tags = _tags(_SOURCE | {"mlflow.parentRunId": tuning_id, "state": "running"})
-        self._client.log_batch(tracked.run_id, tags=tags)
+        with said_in_one_line(self.uri):
+            self._client.log_batch(tracked.run_id, tags=tags)
         return tracked
 
     def end_trial(self, trial: Trial, tracked: TrackedRun) -> None:
-        """Log what a trial with a result came to, and end its run well."""
+        """Log what a trial with a result came to, and end its run well.
+
+        Raises:
+            SettingsError: if the store cannot be used.
+        """
         result = trial.run.result
         tracked.log_epochs(list(result.epochs))  # those told to a killed driver may be missing
         metrics = {
@@ -55,18 +61,27 @@ class TuneTracking(Tracking):
         tracked.end("FINISHED")
 
     def fail_trial(self, tracked: TrackedRun, failure: str) -> None:
-        """End the run of a trial that failed."""
+        """End the run of a trial that failed.
+
+        Raises:
+            SettingsError: if the store cannot be used.
+        """
         self._log(tracked, {}, 0, {"state": "failed", "failure": failure})
         tracked.end("FAILED")
 
     def end_tuning(self, tuning: Tuning, tracked: TrackedRun) -> None:
-        """Log the best trial, its settings and the plots, and end the run well."""
+        """Log the best trial, its settings and the plots, and end the run well.
+
+        Raises:
+            SettingsError: if the store cannot be used.
+        """
         best = tuning.ranking[0]
         metrics = {f"best/validation/{name}": value for name, value in best.best.validation.items()}
         tags = {"best_trial": best.name}
         self._log(tracked, metrics, 0, tags)
-        self._client.log_artifact(tracked.run_id, str(tuning.best_settings))
-        self._client.log_artifacts(tracked.run_id, str(tuning.plots), tuning.plots.name)
+        with said_in_one_line(self.uri):
+            self._client.log_artifact(tracked.run_id, str(tuning.best_settings))
+            self._client.log_artifacts(tracked.run_id, str(tuning.plots), tuning.plots.name)
         tracked.end("FINISHED")
 
     def _log(
@@ -76,7 +91,8 @@ class TuneTracking(Tracking):
 
         now = int(time.time() * 1000)
         entities = [Metric(name, value, now, step) for name, value in metrics.items()]
-        self._client.log_batch(tracked.run_id, metrics=entities, tags=_tags(tags))
+        with said_in_one_line(self.uri):
+            self._client.log_batch(tracked.run_id, metrics=entities, tags=_tags(tags))
 
 
 def _tags(tags: Mapping[str, str]) -> list[Any]:

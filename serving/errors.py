@@ -5,5 +5,9 @@ class BundleError(ValueError):
     """A bundle that cannot be used: names the file, what is wrong, and what to do about it."""
 
 
+class BundleFormatError(BundleError):
+    """A bundle that another version of hashtab wrote."""
+
+
 class RequestError(ValueError):
     """Requests that cannot be scored: says which, what is wrong, and what to do about it."""

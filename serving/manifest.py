@@ -12,7 +12,7 @@ from hashtab.features.manifest import Features, FileInfo
 from hashtab.features.plain import build
 from hashtab.features.sources import sha256
 from hashtab.features.storage import write_text
-from hashtab.serving.errors import BundleError
+from hashtab.serving.errors import BundleError, BundleFormatError
 from hashtab.serving.store import RecordLayout
 
 FORMAT = 1
@@ -147,7 +147,7 @@ class BundleManifest:
         try:
             plain: dict[str, Any] = json.loads(path.read_text())
             if plain.get("format") != FORMAT:
-                raise BundleError(
+                raise BundleFormatError(
                     f"{path} has format {plain.get('format')!r}, this version reads {FORMAT}; "
                     f"{_AGAIN}"
                 )

@@ -13,6 +13,7 @@ from hashtab.serving.store.fixed_point import COMPONENT_LIMIT, SCALE, add, sum_b
 from hashtab.serving.store.keys import User
 from hashtab.serving.store.record import RecordLayout, UserRecord, check, pack, unpack
 from hashtab.serving.store.store import TableStore, open_store
+from hashtab.serving.store.writing import only_writer
 
 __all__ = [
     "COMPONENT_LIMIT",
@@ -27,6 +28,7 @@ __all__ = [
     "UserRecord",
     "add",
     "check",
+    "only_writer",
     "open_store",
     "pack",
     "sum_by_bucket",

@@ -6,6 +6,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from hashtab.serving.store.arrow_file import read_records, write_records
@@ -13,6 +14,7 @@ from hashtab.serving.store.errors import StoreError
 from hashtab.serving.store.keys import User, check_fingerprint
 from hashtab.serving.store.record import check
 from hashtab.serving.store.store import TableStore, open_store
+from hashtab.serving.store.writing import only_writer
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,7 +69,8 @@ def _count(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    with _existing(options.store, readonly=not options.remove) as store:
+    held = only_writer(options.store) if options.remove else nullcontext()
+    with _existing(options.store, readonly=not options.remove) as store, held:
         asked = options.fingerprint
         fingerprints = sorted(store.counts()) if asked is None else [_fingerprint(asked)]
         read = corrupt = 0
@@ -105,7 +108,8 @@ def _export(options: argparse.Namespace) -> int:
 def _import(options: argparse.Namespace) -> int:
     fingerprint, pages = read_records(options.file)
     imported = 0
-    with open_store(options.store) as store:
+    with only_writer(options.store), open_store(options.store) as store:
+        store.remove(fingerprint, [])  # its notes may call records complete that are now replaced
         for page in pages:
             store.put(fingerprint, page)
             imported += len(page)
@@ -114,7 +118,7 @@ def _import(options: argparse.Namespace) -> int:
 
 
 def _drop(options: argparse.Namespace) -> int:
-    with _existing(options.store) as store:
+    with _existing(options.store) as store, only_writer(options.store):
         dropped = store.drop(_fingerprint(options.fingerprint))
         print(f"dropped {dropped:,} records of {options.fingerprint} from {store.name}")
     return 0

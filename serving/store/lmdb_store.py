@@ -54,10 +54,14 @@ class LmdbStore(TableStore):
         with _explained(self.name), self._opened().reading() as transaction:
             return [transaction.get(key) for key in keys]
 
-    def _write(self, values: Mapping[bytes, bytes]) -> None:
+    def _write(self, values: Mapping[bytes, bytes | None]) -> None:
         def write(transaction: Transaction) -> None:
             for key in sorted(values):  # neighbours share pages
-                transaction.put(key, values[key])
+                value = values[key]
+                if value is None:
+                    transaction.delete(key)
+                else:
+                    transaction.put(key, value)
 
         with _explained(self.name):
             self._opened().change(write)
@@ -269,7 +273,10 @@ def _advice(error: Exception) -> str:
             "what was written before is kept"
         )
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return "may not be written by this user: change its permissions, or open it readonly"
+        return (
+            "may not be written by this user: change its permissions, or open it readonly; "
+            "readers too must be able to write its lock.mdb, but on a read-only disk"
+        )
     # lmdb 3 says the latter, with no class or code of its own.
     if isinstance(error, lmdb.VersionMismatchError) or "data format" in str(error):
         return "was written by another version of LMDB; install the lmdb that wrote it"

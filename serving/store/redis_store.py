@@ -59,9 +59,15 @@ class RedisStore(TableStore):
                 found += self._client.mget([PREFIX + key for key in keys[start : start + PAGE]])
         return found
 
-    def _write(self, values: Mapping[bytes, bytes]) -> None:
-        with _explained(self.name):
-            self._client.mset({PREFIX + key: value for key, value in values.items()})
+    def _write(self, values: Mapping[bytes, bytes | None]) -> None:
+        kept = {PREFIX + key: value for key, value in values.items() if value is not None}
+        gone = [PREFIX + key for key, value in values.items() if value is None]
+        with _explained(self.name), self._client.pipeline(transaction=True) as pipeline:
+            if kept:
+                pipeline.mset(kept)
+            if gone:
+                pipeline.unlink(*gone)
+            pipeline.execute()
 
     def _delete(self, keys: list[bytes]) -> int:
         if not keys:

@@ -61,10 +61,12 @@ class TableStore(ABC):
     def put(
         self,
         fingerprint: bytes,
-        records: Mapping[AnyUser, bytes],
+        records: Mapping[AnyUser, bytes | None],
         notes: Mapping[str, bytes] | None = None,
     ) -> None:
         """Write records, and notes beside them: all of them or, on an error or a kill, none.
+
+        None in place of a record deletes the one that is there.
 
         A note is a small value about the records, such as which part of a data set they hold. When
         this returns, what was written survives a kill; on LMDB also a power cut, on Redis what the
@@ -160,8 +162,8 @@ class TableStore(ABC):
         """Values of keys, None where there is none."""
 
     @abstractmethod
-    def _write(self, values: Mapping[bytes, bytes]) -> None:
-        """Write all values or none, durably."""
+    def _write(self, values: Mapping[bytes, bytes | None]) -> None:
+        """Write all values, and delete the keys of None; all of it or nothing, durably."""
 
     @abstractmethod
     def _delete(self, keys: list[bytes]) -> int:

@@ -121,3 +121,8 @@ def test_shards_without_users_have_empty_histories(tmp_path: Path) -> None:
     sizes = [len(reader.shard(shard).before(2**60)) for shard in range(40)]
     assert 0 in sizes
     assert sum(sizes) == reader.manifest.users
+
+
+def test_a_missing_number_stays_missing_in_another_scale() -> None:
+    turn = encoders.translation(Scaler(mean=10, std=2), Scaler(mean=0, std=1))
+    assert turn(np.array([0, 1, -5], np.float32)).tolist() == [0, 12, 0]

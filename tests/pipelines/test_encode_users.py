@@ -10,16 +10,25 @@ import polars as pl
 import pytest
 
 from hashtab.features.dataset import Dataset
+from hashtab.features.errors import DataError
 from hashtab.features.histories import HistoryReader
 from hashtab.features.prepare import prepare
 from hashtab.pipelines import encode_users, encoding
-from hashtab.pipelines.command_line import SettingsError
-from hashtab.pipelines.encode_users import EncodeSettings, encode, only_writer
+from hashtab.pipelines.encode_users import EncodeSettings, encode
 from hashtab.pipelines.encoding import record_of_user
 from hashtab.pipelines.score_batch import ScoreSettings, score
 from hashtab.pipelines.shard_tasks import run_shards
 from hashtab.serving.bundle import Bundle
-from hashtab.serving.store import StoreError, TableStore, User, open_store, pack, unpack
+from hashtab.serving.errors import BundleError
+from hashtab.serving.store import (
+    StoreError,
+    TableStore,
+    User,
+    only_writer,
+    open_store,
+    pack,
+    unpack,
+)
 from hashtab.serving.store.lmdb_store import LmdbStore
 from tests.features import logs, prepared
 from tests.pipelines import conftest
@@ -58,12 +67,13 @@ def test_every_record_is_what_the_users_log_says_as_of_any_time(
     times = reference.times()
     happened = times[len(times) // 2]  # in this very microsecond, which is not before it
     for as_of, text in ((times[-1] + 1, None), (happened, at(happened)), (times[0], at(times[0]))):
-        job, reports = encode(settings(bundle, data, tmp_path / "tables", text))
-        assert job.as_of == as_of
+        encoded = encode(settings(bundle, data, tmp_path / "tables", text))
+        assert encoded.encoding.as_of == as_of
+        assert 0 < encoded.checked <= 32
         assert records(tmp_path / "tables", bundle) == from_log(reference, as_of)
         behaviours = sum(len(reference.past(user, as_of)) for user in reference.log)
-        assert sum(report.behaviours for report in reports) == behaviours
-        assert sum(report.users for report in reports) == len(reference.log)
+        assert sum(report.behaviours for report in encoded.shards) == behaviours
+        assert sum(report.users for report in encoded.shards) == len(reference.log)
 
 
 def test_a_records_counters_are_those_of_the_prepared_samples(
@@ -137,10 +147,10 @@ def test_run_again_it_writes_nothing(
     sdim_bundle: Path, likes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data_file = tmp_path / "tables" / "data.mdb"
-    _, first = encode(settings(sdim_bundle, likes, tmp_path / "tables"))
+    first = encode(settings(sdim_bundle, likes, tmp_path / "tables"))
     before = data_file.stat().st_mtime_ns, data_file.read_bytes()
-    _, again = encode(settings(sdim_bundle, likes, f"lmdb:{tmp_path / 'tables'}"))
-    assert again == first
+    again = encode(settings(sdim_bundle, likes, f"lmdb:{tmp_path / 'tables'}"))
+    assert again.shards == first.shards
     assert (data_file.stat().st_mtime_ns, data_file.read_bytes()) == before
 
 
@@ -293,12 +303,12 @@ def test_a_record_that_is_not_its_users_is_named(
 
 
 def test_a_record_that_is_missing_is_named(sdim_bundle: Path, likes: Path, tmp_path: Path) -> None:
-    done, reports = encode(settings(sdim_bundle, likes, tmp_path / "tables"))
+    done = encode(settings(sdim_bundle, likes, tmp_path / "tables"))
     user = HistoryReader(likes).shard(0).users[0]
     with open_store(str(tmp_path / "tables")) as opened:
         opened.remove(Bundle.open(sdim_bundle).layout.fingerprint, [user])
     with pytest.raises(StoreError, match=f"user {user} has no record in .*, though its shard is"):
-        encoding.verify_sample(done, reports)
+        encoding.verify_sample(done.encoding, done.shards)
 
 
 def test_what_another_encoding_wrote_meanwhile_is_not_taken_for_done(
@@ -324,7 +334,7 @@ def test_two_encodings_at_once_are_refused(sdim_bundle: Path, likes: Path, tmp_p
     job = settings(sdim_bundle, likes, tmp_path / "tables")
     with (
         only_writer(str(tmp_path / "tables")),
-        pytest.raises(SettingsError, match="tables; wait for it or stop it"),
+        pytest.raises(StoreError, match="tables; wait for it or stop it"),
     ):
         encode(job)
     encode(job)
@@ -341,6 +351,9 @@ def test_a_user_whose_table_overflows_is_named_and_all_others_are_encoded(
     log.with_columns(price).write_parquet(tmp_path / "raw" / "purchases.parquet")
     prepare(schema, tmp_path / "shop", shards=3)
     places = [f"--bundle={shop_bundle}", f"--data={tmp_path / 'shop'}", "--workers=0"]
+    assert encode_users.main([*places, f"--store={tmp_path / 'tables'}", "--as_of=test"]) == 0
+    assert 107 in records(tmp_path / "tables", shop_bundle)  # an older table, not to be kept
+    capsys.readouterr()
     assert encode_users.main([*places, f"--store={tmp_path / 'tables'}"]) == 0
     said = capsys.readouterr().out.splitlines()
     assert [line for line in said if line.startswith("no record of user")] == [
@@ -396,7 +409,7 @@ def test_what_cannot_be_encoded_ends_with_one_line(
     assert error.startswith("error: ")
     assert said in error
     assert error.count("\n") == 1
-    assert {path.name for path in tmp_path.iterdir()} <= {"file", ".file.encoding"}
+    assert {path.name for path in tmp_path.iterdir()} <= {"file", ".file.writing"}
 
 
 def test_a_store_that_may_not_be_written_is_named(
@@ -405,6 +418,31 @@ def test_a_store_that_may_not_be_written_is_named(
     subprocess.run(["mount", "-o", "remount,ro", str(tiny_disk)], check=True)
     options = [f"--bundle={sdim_bundle}", f"--data={likes}", f"--store={tiny_disk / 'tables'}"]
     assert encode_users.main([*options, "--workers=0"]) == 2
-    assert "tables cannot be written (Read-only file system): give another --store" in (
+    assert "tables cannot be written (Read-only file system): name another one" in (
         capsys.readouterr().err
     )
+
+
+def test_users_of_another_type_are_refused(
+    sdim_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    schema = conftest.write_likes(tmp_path / "raw")
+    for name in ("watched", "shown"):
+        path = tmp_path / "raw" / f"{name}.parquet"
+        pl.read_parquet(path).cast({"user": pl.String}).write_parquet(path)
+    prepare(schema, tmp_path / "likes", shards=3)
+    options = [f"--bundle={sdim_bundle}", f"--data={tmp_path / 'likes'}", "--workers=0"]
+    assert encode_users.main([*options, f"--store={tmp_path / 'tables'}"]) == 2
+    error = capsys.readouterr().err
+    assert "users are text in " in error
+    assert "the model knows them as whole numbers" in error
+
+
+def test_a_bundle_or_data_that_changed_since_the_job_began_is_refused(
+    sdim_bundle: Path, mean_bundle: Path, likes: Path, other_likes: Path, tmp_path: Path
+) -> None:
+    job = encode(settings(sdim_bundle, likes, tmp_path / "tables")).encoding
+    with pytest.raises(BundleError, match="the job began with"):
+        replace(job, bundle=str(mean_bundle))(0)
+    with pytest.raises(DataError, match="the job began with"):
+        replace(job, data=str(other_likes), as_of=0)(0)

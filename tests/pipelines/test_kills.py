@@ -22,10 +22,10 @@ from hashtab.pipelines import shard_tasks
 from hashtab.pipelines.cluster import cluster
 from hashtab.pipelines.command_line import SettingsError
 from hashtab.pipelines.encode_users import EncodeSettings, encode
-from hashtab.pipelines.encoding import open_bundle
 from hashtab.pipelines.requests import write_split
 from hashtab.pipelines.score_batch import ScoreSettings, score
 from hashtab.pipelines.shard_tasks import run_shards
+from hashtab.serving.bundle import Bundle
 from hashtab.serving.store import StoreError, User, open_store
 from tests.features import prepared
 from tests.pipelines.conftest import USERS, write_likes
@@ -75,7 +75,7 @@ def scoring(encoding: EncodeSettings, data: Path) -> ScoreSettings:
 
 
 def records(settings: EncodeSettings) -> dict[User, bytes]:
-    fingerprint = open_bundle(str(settings.bundle)).layout.fingerprint
+    fingerprint = Bundle.open(str(settings.bundle)).layout.fingerprint
     with open_store(settings.store, readonly=True) as store:
         return dict(store.items(fingerprint))
 

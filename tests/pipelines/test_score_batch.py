@@ -2,6 +2,7 @@
 
 import subprocess
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,18 @@ import polars as pl
 import pytest
 
 from hashtab.features.dataset import Dataset
+from hashtab.features.encoders import Vocabulary
 from hashtab.features.prepare import prepare
 from hashtab.features.storage import exclusive
 from hashtab.pipelines import score_batch
+from hashtab.pipelines.as_of import score_as_of
+from hashtab.pipelines.command_line import SettingsError
 from hashtab.pipelines.encode_users import EncodeSettings, encode
 from hashtab.pipelines.requests import RequestFiles, write_split
+from hashtab.pipelines.saved_model import load_model
 from hashtab.pipelines.score_batch import ScoreSettings, Summary, score
+from hashtab.pipelines.scoring import Scoring
+from hashtab.pipelines.shard_tasks import run_shards
 from hashtab.serving.bundle import Bundle
 from hashtab.serving.store import open_store
 from tests.features import logs, prepared
@@ -50,12 +57,12 @@ class Made:
         logs_of = {"shop": (shop_log, shop_items), "feed": (_feed_log, _feed_items)}
         log, items = logs_of.get(name, (likes_log, likes_items))
         self.reference = Reference(bundle, log(data), items(data))
-        job, _ = encode(
+        encoded = encode(
             EncodeSettings(
                 bundle=str(bundle), data=str(data), store=str(self.store), as_of="test", workers=0
             )
         )
-        self.as_of = job.as_of
+        self.as_of = encoded.encoding.as_of
         write_split(Dataset.open(data), "test", folder / "requests.parquet")
         self.requests = pl.read_parquet(folder / "requests.parquet").head(80)
 
@@ -264,8 +271,8 @@ def test_missing_context_is_scored_as_unknown_and_flagged(feed: Made, tmp_path: 
     types = pl.Schema({"tab": pl.List(pl.Int64), "load": pl.List(pl.Float64)})
     requests = pl.DataFrame([{**usual, **change} for change in changes], schema_overrides=types)
     scores, summary = feed.score(requests, tmp_path / "lists")
-    assert scores["missing_context"].to_list() == [0, 2, 3, 2, 3, 0, 0, 0]
-    assert summary.missing_context == 10
+    assert scores["missing_context"].to_list() == [0, 2, 3, 2, 3, 0, 1, 0]
+    assert summary.missing_context == 11
     for request, found in zip(requests.iter_rows(named=True), scores["scores"], strict=True):
         if request["candidates"]:
             assert np.allclose(feed.in_torch(request), found, atol=1e-4)
@@ -608,16 +615,16 @@ def test_users_of_any_type_find_their_tables(sdim: Made, feed: Made, tmp_path: P
 def test_names_of_digits_are_text_where_the_log_had_text(
     feed_bundle: Path, sdim_bundle: Path, tmp_path: Path
 ) -> None:
-    text = Bundle.open(feed_bundle).manifest
-    assert text.text_users
-    assert text.text_items
+    text = Bundle.open(feed_bundle)
+    assert text.manifest.text_users
+    assert text.manifest.text_items
     asked = tmp_path / "asked.csv"
     asked.write_text("request,user,candidate,tab,load\n1,007,010,0,1.5\n")
     RequestFiles.find(str(asked), text).write(tmp_path / "text.parquet", 1)
     row = pl.read_parquet(tmp_path / "text.parquet").row(0, named=True)
     assert (row["user"], row["candidates"]) == ("007", ["010"])
-    whole = Bundle.open(sdim_bundle).manifest
-    assert not whole.text_users
+    whole = Bundle.open(sdim_bundle)
+    assert not whole.manifest.text_users
     frame = likes_requests([("1", 7, [3]), ("2", 8, [4])]).cast({"user": pl.String})
     frame.write_parquet(tmp_path / "whole.parquet")
     RequestFiles.find(str(tmp_path / "whole.parquet"), whole).write(tmp_path / "it.parquet", 1)
@@ -664,3 +671,87 @@ def test_a_full_disk_costs_only_the_part_in_flight(
     settings = sdim.settings(tmp_path / "requests.parquet", tiny_disk / "scores", rows=40)
     assert score(settings).requests == 80
     assert scores_of(tiny_disk / "scores").equals(whole)
+
+
+def test_scores_of_two_encodings_are_never_mixed(
+    sdim: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sdim.requests.write_parquet(tmp_path / "requests.parquet")
+    encoding = EncodeSettings(
+        bundle=str(sdim.bundle),
+        data=str(sdim.data),
+        store=str(tmp_path / "tables"),
+        as_of="validation",
+        workers=0,
+    )
+    encode(encoding)
+    store, output = f"--store={tmp_path / 'tables'}", tmp_path / "scores"
+    settings = sdim.settings(tmp_path / "requests.parquet", output, store=encoding.store, rows=40)
+    score(settings)
+    (output / "_SUCCESS").unlink()
+    next(output.glob("part-00001*")).unlink()
+    encode(replace(encoding, as_of=None))
+    assert "another job: tables" in refused(sdim, tmp_path, capsys, store, "--rows=40")
+    encode(encoding)
+    assert score(settings).requests == 80
+
+
+def test_a_store_encoded_anew_while_it_is_read_is_told(
+    sdim: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sdim.requests.write_parquet(tmp_path / "requests.parquet")
+    encoding = EncodeSettings(
+        bundle=str(sdim.bundle), data=str(sdim.data), store=str(tmp_path / "tables"), workers=0
+    )
+    encode(encoding)
+
+    def and_encode(task: Scoring, parts: list[int], workers: int) -> None:
+        run_shards(task, parts, workers)
+        encode(replace(encoding, as_of="test"))
+
+    monkeypatch.setattr(score_batch, "run_shards", and_encode)
+    settings = sdim.settings(
+        tmp_path / "requests.parquet", tmp_path / "scores", store=encoding.store
+    )
+    with pytest.raises(SettingsError, match="encoded anew into the store while"):
+        score(settings)
+    assert not (tmp_path / "scores" / "_SUCCESS").exists()
+
+
+def test_whole_numbers_stay_users_however_a_file_holds_them(sdim: Made, tmp_path: Path) -> None:
+    asked = likes_requests([("a", 1, [3]), ("b", None, [3]), ("c", 2, [4])])
+    expected, summary = sdim.score(asked, tmp_path / "whole")
+    assert (summary.stored, summary.empty) == (2, 1)
+    found, _ = sdim.score(asked.cast({"user": pl.Float64}), tmp_path / "float")
+    assert found.equals(expected)
+    lines = ["request,user,candidate,time", "a,1.0,3,2024-02-01", "b,,3,2024-02-01"]
+    lines += [f"{i},nobody,3,2024-02-01" for i in range(12_000)]
+    (tmp_path / "asked.csv").write_text("\n".join([*lines, "c,2.0,v4,2024-02-01"]) + "\n")
+    summary = score(sdim.settings(tmp_path / "asked.csv", tmp_path / "csv"))
+    assert (summary.stored, summary.unknown_candidates) == (2, 1)
+
+
+def test_categories_of_digits_are_text_where_the_log_had_text(
+    feed: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Bundle.open(feed.bundle)
+    tab = Vocabulary(("00501", "K1A"))
+    monkeypatch.setitem(bundle.__dict__, "encoders", {**bundle.encoders, "tab": tab})
+    asked = tmp_path / "asked.csv"
+    asked.write_text("request,user,candidate,tab,load\n1,u1,v1,00501,1.5\n")
+    RequestFiles.find(str(asked), bundle).write(tmp_path / "it.parquet", 1)
+    assert pl.read_parquet(tmp_path / "it.parquet")["tab"].to_list() == [["00501"]]
+
+
+@pytest.mark.parametrize("name", BUNDLES)
+def test_a_split_scored_in_torch_as_of_a_moment_is_what_the_tables_serve(
+    name: str, make: Callable[[str], Made], tmp_path: Path
+) -> None:
+    made = make(name)
+    dataset = Dataset.open(made.data)
+    write_split(dataset, "test", tmp_path / "all.parquet")
+    requests = pl.read_parquet(tmp_path / "all.parquet")
+    served, _ = made.score(requests, tmp_path / "it")
+    in_torch = score_as_of(load_model(made.bundle.parent / "model"), dataset, "test", made.as_of)
+    assert in_torch.labels.tolist() == requests["labels"].explode().to_list()
+    np.testing.assert_allclose(in_torch.scores, served["scores"].explode(), rtol=0, atol=1e-6)

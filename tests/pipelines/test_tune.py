@@ -14,6 +14,7 @@ from pathlib import Path
 import mlflow
 import pytest
 import yaml
+from mlflow.exceptions import MlflowException
 
 from hashtab.features.dataset import Dataset
 from hashtab.pipelines import tune
@@ -448,3 +449,38 @@ def test_a_resumed_tuning_knows_its_trials_and_lists_those_that_fail(
     text = tune.summary(found, failures)
     assert [trial.name for trial in found.ranking] == [first.name, third.name]
     assert f"{second.name} failed: CheckpointError" in text
+
+
+def test_a_server_lost_meanwhile_stops_no_trial_and_learns_all_by_resuming(
+    tuning: Tuning,
+    dataset: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tracking = TuneTracking(tuning.settings.tracking_uri, tuning.settings.experiment)
+
+    def away(*_: object, **__: object) -> None:
+        raise MlflowException("the server is gone")
+
+    first, second, third = tuning.trials
+    with Followed(tuning, dataset.manifest, tracking) as followed, monkeypatch.context() as patch:
+        for call in ("create_run", "log_batch", "log_artifacts", "set_terminated", "get_run"):
+            patch.setattr(mlflow.MlflowClient, call, away)
+        for trial in (first, second, third):
+            followed.begin(trial.name)
+            for epoch in epochs(0.6, 0.65):
+                followed.add_epoch(trial.name, epoch, 2.0)
+            followed.end(trial.name, None)
+        followed.conclude()
+    assert capsys.readouterr().err.count("the server is gone; ") == 1
+    assert tuning.best_settings.exists()
+    assert not tuning.published
+    with Followed(tuning, dataset.manifest, tracking) as followed:
+        followed.conclude()
+    assert tuning.published
+    client = mlflow.MlflowClient(tuning.settings.tracking_uri)
+    for trial in (first, second, third):
+        run = client.get_run(str(trial.run.tracked_as))
+        assert run.info.status == "FINISHED"
+        history = client.get_metric_history(run.info.run_id, "validation/gauc")
+        assert [metric.step for metric in history] == [1, 2]

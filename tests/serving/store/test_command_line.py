@@ -6,7 +6,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from hashtab.serving.store import TableStore, User, open_store
+from hashtab.serving.store import TableStore, User, only_writer, open_store
 from hashtab.serving.store.__main__ import main
 from hashtab.serving.store.store import PAGE
 from tests.serving.store.records import FINGERPRINT, LAYOUT, numbered
@@ -80,7 +80,8 @@ def test_records_move_to_the_other_store_unchanged(
             assert dict(store.items(FINGERPRINT)) == records
             assert store.counts() == {FINGERPRINT: len(records)}
     assert pl.read_ipc(file).columns == ["user", "record"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
+    visible = (path.name for path in tmp_path.iterdir() if not path.name.startswith("."))
+    assert sorted(visible) == [
         "again",
         "back.arrow",
         "out.arrow",
@@ -172,3 +173,34 @@ def test_a_file_with_fingerprint_of_other_length_is_refused(
     with pa.ipc.new_file(str(tmp_path / "file"), schema) as writer:
         writer.write_batch(batch)
     assert "fingerprint" in refused(capsys, "import", tmp_path / "new", tmp_path / "file")
+
+
+def test_imported_records_are_not_taken_for_what_the_notes_speak_of(tmp_path: Path) -> None:
+    folder, file = str(tmp_path / "store"), tmp_path / "file.arrow"
+    with open_store(folder) as store:
+        fill(store)
+    assert main(["export", folder, str(file), "--fingerprint", HEX]) == 0
+    with open_store(folder) as store:
+        store.put(FINGERPRINT, {}, {"encoded 0": b"all of it"})
+    assert main(["import", folder, str(file)]) == 0
+    with open_store(folder, readonly=True) as store:
+        assert store.note(FINGERPRINT, "encoded 0") is None
+
+
+@pytest.mark.parametrize("command", ["import", "drop", "verify"])
+def test_what_another_process_writes_is_left_alone(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, file = tmp_path / "store", tmp_path / "file.arrow"
+    with open_store(str(folder)) as store:
+        fill(store)
+    assert main(["export", str(folder), str(file), "--fingerprint", HEX]) == 0
+    capsys.readouterr()
+    options: dict[str, list[object]] = {
+        "import": [file],
+        "drop": ["--fingerprint", HEX],
+        "verify": ["--remove"],
+    }
+    with only_writer(str(folder)):
+        said = refused(capsys, command, folder, *options[command])
+    assert f"another process writes users into {folder}; wait for it or stop it" in said

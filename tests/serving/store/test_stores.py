@@ -221,3 +221,11 @@ def test_a_newer_store_says_what_to_install(store: TableStore, url: str) -> None
 def test_an_unknown_kind_of_store_lists_the_known() -> None:
     with pytest.raises(StoreError, match="postgres:// is not known; use a path, lmdb:path, redis"):
         open_store("postgres://user:secret@host/db")
+
+
+def test_none_in_place_of_a_record_deletes_it_and_no_note(store: TableStore) -> None:
+    store.put(FINGERPRINT, {1: b"a", 2: b"b"}, {"done": b"yes"})
+    store.put(FINGERPRINT, {1: None, 2: b"c", 3: None})
+    assert store.get(FINGERPRINT, [1, 2, 3]) == [None, b"c", None]
+    assert store.counts() == {FINGERPRINT: 1}
+    assert store.note(FINGERPRINT, "done") == b"yes"
