@@ -15,7 +15,7 @@ from hashtab.features.catalogue import Catalogue
 from hashtab.features.encoders import Encoder
 from hashtab.features.manifest import Feature
 from hashtab.features.storage import Array
-from hashtab.serving.errors import BundleError
+from hashtab.serving.errors import BundleError, RequestError
 from hashtab.serving.golden import GoldenBatch
 from hashtab.serving.manifest import CATALOGUE, ENCODER, ENCODERS, GOLDEN, SCORER, BundleManifest
 from hashtab.serving.store import COMPONENT_LIMIT, TableOverflowError, UserRecord, add
@@ -224,6 +224,9 @@ class Bundle:
         """Return the probability of each of a user's candidates, `[C]` float32.
 
         The score of a candidate does not depend on the others, not in a bit where `threads` is 1.
+
+        Raises:
+            RequestError: if the candidates lack a feature that the model reads.
         """
         return self.score_users([record], [candidates])[0]
 
@@ -238,6 +241,9 @@ class Bundle:
 
         Returns:
             For each user `[C]` float32.
+
+        Raises:
+            RequestError: if candidates lack a feature that the model reads.
         """
         scores = self.run_scorer(self.scorer_inputs(records, candidates))
         return [row[: len(part.counters)] for row, part in zip(scores, candidates, strict=True)]
@@ -252,11 +258,13 @@ class Bundle:
     def _candidates(self, parts: Sequence[Candidates], width: int) -> dict[str, Array]:
         features = self.manifest.features
         feed = {
-            f"candidate.{f.name}": _padded([part.features[f.name] for part in parts], width, f)
+            f"candidate.{f.name}": _padded([_wanted(part.features, f) for part in parts], width, f)
             for f in features.candidate
         }
         for f in features.context:
-            feed[f"context.{f.name}"] = _padded([part.context[f.name] for part in parts], width, f)
+            feed[f"context.{f.name}"] = _padded(
+                [_wanted(part.context, f) for part in parts], width, f
+            )
         if features.counters:
             counters = np.zeros((len(parts), width, len(features.counters)), np.float32)
             for i, part in enumerate(parts):
@@ -318,6 +326,15 @@ def _session(path: Path, threads: int) -> onnxruntime.InferenceSession:
 
 def _column(column: Array, feature: Feature) -> Array:
     return column.astype(np.int32 if feature.kind == "categorical" else np.float32, copy=False)
+
+
+def _wanted(columns: Mapping[str, Array], feature: Feature) -> Array:
+    if feature.name not in columns:
+        raise RequestError(
+            f"the candidates have no {feature.name!r}, which the model reads; they have "
+            f"{sorted(columns)}"
+        )
+    return columns[feature.name]
 
 
 def _padded(columns: Sequence[Array], width: int, feature: Feature) -> Array:

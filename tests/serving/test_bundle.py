@@ -21,7 +21,7 @@ from hashtab.features.storage import Array
 from hashtab.pipelines.parity import Case, torch_scores
 from hashtab.pipelines.saved_model import load_model
 from hashtab.serving.bundle import Bundle, Candidates
-from hashtab.serving.errors import BundleError
+from hashtab.serving.errors import BundleError, RequestError
 from hashtab.serving.golden import GoldenBatch
 from hashtab.serving.manifest import BundleManifest
 from hashtab.serving.store import (
@@ -447,3 +447,12 @@ def test_a_process_that_has_no_torch_scores_as_torch_does(
     case = Case(name="", behaviours=behaviours, candidates=candidates)
     expected = torch_scores(load_model(shop_bundle.parent / "model"), case)
     np.testing.assert_allclose(np.load(tmp_path / "scores.npy"), expected, **CLOSE)
+
+
+def test_candidates_that_lack_a_feature_are_named(bundle: Bundle) -> None:
+    whole = candidates_of(bundle, 3)
+    record = record_of(bundle, behaviours_of(bundle, 5))
+    with pytest.raises(RequestError, match="the candidates have no 'hour', which the model reads"):
+        bundle.score(record, dataclasses.replace(whole, context={}))
+    with pytest.raises(RequestError, match=r"they have \[\]"):
+        bundle.score(record, dataclasses.replace(whole, features={}))
