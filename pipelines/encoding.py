@@ -54,7 +54,7 @@ class Encoding:
     """One job: all users of a data set as of one moment, by one bundle, into one store.
 
     It can be sent to other processes, which must see all three at the same places. A finished
-    shard is noted in the store, after its last records: a job begun again does what is left.
+    shard is noted in the store, with its last records: a job begun again does what is left.
 
     Args:
         bundle: folder.
@@ -104,22 +104,24 @@ class Encoding:
         bundle = self.opened
         histories = self.histories(shard)
         users, refused = histories.users.to_list(), {}
-        for start in range(0, len(users), _USERS_AT_ONCE):
-            records: dict[User, bytes | None] = {}
-            for i, user in enumerate(users[start : start + _USERS_AT_ONCE], start):
-                try:
-                    record = record_of_user(bundle, histories, i, self.as_of)
-                    records[user] = pack(record, bundle.layout)
-                except TableOverflowError as error:
-                    refused[str(user)] = str(error)
-                    records[user] = None  # an older table must not pass for this one
-            store.put(bundle.layout.fingerprint, records)
+        records: dict[User, bytes | None] = {}
+        for i, user in enumerate(users):
+            try:
+                record = record_of_user(bundle, histories, i, self.as_of)
+                records[user] = pack(record, bundle.layout)
+            except TableOverflowError as error:
+                refused[str(user)] = str(error)
+                records[user] = None  # an older table must not pass for this one
+            if len(records) == _USERS_AT_ONCE:
+                store.put(bundle.layout.fingerprint, records)
+                records = {}
         report = ShardReport(
             users=len(users) - len(refused),
             behaviours=int((histories.ends - histories.starts).sum()),
             refused=refused,
         )
-        store.put(bundle.layout.fingerprint, {}, {f"encoded {shard}": self._note(report)})
+        # In one transaction with the last records: each costs a sync of the disk.
+        store.put(bundle.layout.fingerprint, records, {f"encoded {shard}": self._note(report)})
 
     def histories(self, shard: int) -> Histories:
         """Return the shard's histories as of the moment, in the ids of the bundle."""
