@@ -180,7 +180,8 @@ def load(folder: Path) -> None:
     imports, opens = np.median([list(map(float, r.stdout.split())) for r in runs], axis=0)
     size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
     print(
-        f"\nbundle: {size:.1f} MB, opened with catalogue and encoders in {opens:.3f} s after {imports:.2f} s of imports"
+        f"\nbundle: {size:.1f} MB, opened with catalogue and encoders in {opens:.3f} s after "
+        f"{imports:.2f} s of imports"
     )
 
 
