@@ -37,6 +37,7 @@ from hashtab.serving.store import User, open_store
 PIPELINES = Path(__file__).resolve().parent.parent / "pipelines"
 SPLIT = "test"
 BEGUN = b"shards:"  # what a run shows when its work begins
+VICTIMS = ["driver", "worker", "redis-server"]
 PATIENCE_S = 60.0
 LONGEST_S = 900.0  # of one run; what takes longer hangs
 
@@ -191,9 +192,10 @@ def kill_worker(run: "subprocess.Popen[bytes]") -> bool:
     """Kill a Ray worker at its task, waiting until there is one; False where the run ended."""
     while run.poll() is None:
         for child in psutil.Process(run.pid).children(recursive=True):
-            if child.name().startswith("ray::_call"):
-                child.kill()
-                return True
+            with suppress(psutil.NoSuchProcess):  # it ended since it was listed
+                if child.name().startswith("ray::_call"):
+                    child.kill()
+                    return True
         time.sleep(0.005)
     return False
 
@@ -283,7 +285,7 @@ def _kill(victim: str, run: Run, server: Server, after: float) -> bool:
         run.process.wait(after)
     if run.ended:
         return False
-    if victim == "redis server":
+    if victim == "redis-server":
         return server.kill()
     return kill_worker(run.process) if victim == "worker" else kill_driver(run.process)
 
@@ -301,6 +303,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data/complete_journey"))
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--kills", type=int, default=20, help="of each victim in each script")
+    parser.add_argument("--victims", nargs="+", default=VICTIMS, choices=VICTIMS)
     parser.add_argument("--seed", type=int, default=0)
     settings = parser.parse_args()
     chance = random.Random(settings.seed)
@@ -312,8 +315,8 @@ def main() -> None:
         server = Server(work / "redis")
         try:
             print(f"{'':<28}{'kills':>6}{'runs':>6}{'rounds':>8}{'expected':>10}{'identical':>10}")
-            for victim in ("driver", "worker", "redis server"):
-                store = server.url if victim == "redis server" else str(work / "tables")
+            for victim in settings.victims:
+                store = server.url if victim == "redis-server" else str(work / "tables")
                 encode = Encode(bundle=settings.bundle, data=settings.data, store=store)
                 count = chaos(encode, victim, server, settings.kills, chance)
                 print(report(encode.name, victim, count), flush=True)
