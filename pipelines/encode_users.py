@@ -105,7 +105,7 @@ def encode(settings: EncodeSettings) -> Encoded:
     )
     encoding.histories(0)  # meets a bundle and data that do not fit before any work
     shards = range(dataset.manifest.shards)
-    with only_writer(encoding.store), open_store(encoding.store) as store:
+    with open_store(encoding.store) as store, only_writer(encoding.store):
         encoding.begin(store)
         left = [shard for shard in shards if encoding.done(store, shard) is None]
         if left:
@@ -118,6 +118,7 @@ def encode(settings: EncodeSettings) -> Encoded:
                 f"another process encoded other users into {store.name} meanwhile: see that it "
                 "has ended, and run again"
             )
+        encoding.end(store)
         checked = verify_sample(encoding, done)
         return Encoded(encoding=encoding, shards=done, checked=checked)
 

@@ -32,6 +32,7 @@ from hashtab.serving.store import (
 _USERS_AT_ONCE = 256  # records of one transaction
 _SAMPLE = 32  # users whose records are checked
 _JOB = "encoding"  # name of the note of the job whose shards are noted
+_COMPLETE = "complete"  # name of the note that all of its shards are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,11 +95,16 @@ class Encoding:
         Its records are about to be replaced, perhaps only in part: begun again after that, it must
         not find them done.
         """
-        fingerprint = self.opened.layout.fingerprint
-        mine = json.dumps(self._identity()).encode()
+        fingerprint, mine = self.opened.layout.fingerprint, self._named()
         if store.note(fingerprint, _JOB) != mine:
             store.remove(fingerprint, [])
             store.put(fingerprint, {}, {_JOB: mine})
+
+    def end(self, store: TableStore) -> None:
+        """Note that every shard is done: from here on the tables are all of this job."""
+        fingerprint, mine = self.opened.layout.fingerprint, self._named()
+        if store.note(fingerprint, _COMPLETE) != mine:
+            store.put(fingerprint, {}, {_COMPLETE: mine})
 
     def _encode(self, store: TableStore, shard: int) -> None:
         bundle = self.opened
@@ -139,14 +145,26 @@ class Encoding:
     def _note(self, report: ShardReport) -> bytes:
         return json.dumps({"job": self._identity(), "report": report.__dict__}).encode()
 
+    def _named(self) -> bytes:
+        return json.dumps(self._identity()).encode()
+
     def _identity(self) -> dict[str, str | int]:
         return {"data": self.data_digest, "as_of": self.as_of}
 
 
 def tables_of(store: TableStore, fingerprint: bytes) -> str | None:
-    """Return what the store says that its tables are encoded from; None where it does not say."""
-    note = store.note(fingerprint, _JOB)
-    return None if note is None else note.decode()
+    """Return what the store says that its tables are encoded from; None where it does not say.
+
+    Raises:
+        StoreError: if only a part of them is, and the rest of another moment or data set.
+    """
+    job, complete = store.note(fingerprint, _JOB), store.note(fingerprint, _COMPLETE)
+    if job != complete:
+        raise StoreError(
+            f"users are being encoded into {store.name}, or were until it was stopped: its tables "
+            "are not all of one moment. Wait, or run the same encode_users.py again"
+        )
+    return None if job is None else job.decode()
 
 
 @lru_cache(maxsize=2)

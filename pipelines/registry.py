@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 _DIGEST, _MODEL = "bundle_digest", "model_id"  # tags of a version
-_RETRIES = "3"  # MLflow's seven let a person wait four minutes for a server that is not there
 _MODEL_URI = re.compile(r"models:/(?P<name>[^/@:]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
 
 
@@ -88,7 +87,6 @@ class Registry:
     """
 
     def __init__(self, uri: str, name: str) -> None:
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", _RETRIES)
         self.uri = uri
         self.name = name
         with said_in_one_line(uri):

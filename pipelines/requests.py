@@ -1,6 +1,8 @@
 """Requests to score: files of several forms become one, and what cannot be scored is named."""
 
+import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -205,12 +207,29 @@ def _types(bundle: Bundle) -> dict[str, type[pl.DataType]]:
         encoder = encoders.get(name)
         if isinstance(encoder, Scaler):
             types[name] = pl.Float64
-        elif encoder is not None and any(isinstance(value, str) for value in encoder.values):
+        elif encoder is not None and any(map(_altered_by_parsing, encoder.values)):
             types[name] = pl.String
     types[USER_COLUMN] = pl.String  # whole numbers too: no text among them may end the reading
     if manifest.text_items:
         types[CANDIDATE] = pl.String
     return types
+
+
+def _altered_by_parsing(value: int | str) -> bool:
+    """Whether a category looks like a number, truth or time, but is not what one is kept as."""
+    if not isinstance(value, str):
+        return False
+    if value.lower() in ("true", "false"):
+        return value != value.lower()
+    if not re.match(r"[+-]?\.?\d", value):
+        return False
+    if re.fullmatch(r"\d{4}-\d\d-\d\d( \d\d:\d\d:\d\d\.\d{6})?", value):
+        return False
+    for kind in (int, float):
+        with suppress(ValueError):
+            if str(kind(value)) == value:
+                return False
+    return True
 
 
 def _user(dtype: pl.DataType, text: bool) -> pl.Expr:

@@ -169,7 +169,6 @@ def _finish(scoring: Scoring, settings: ScoreSettings) -> Summary:
     if left:
         with cluster(settings.workers, settings.address):
             run_shards(scoring, left, settings.workers)
-        _check_same_tables(scoring)
     summary = count(scoring)
     sealed = {"summary": asdict(summary), "files": {part.name: sha256(part) for part in parts}}
     write_text(Path(scoring.output) / SUCCESS, json.dumps(sealed, indent=1) + "\n")
@@ -262,23 +261,6 @@ def _decisive(job: Scoring) -> dict[str, Any]:
     """What decides the scores; bundle and data may have moved."""
     names = ("bundle_digest", "requests", "rows", "store", "tables", "data_digest", "as_of", "top")
     return {name: getattr(job, name) for name in names}
-
-
-def _check_same_tables(scoring: Scoring) -> None:
-    """Check that the store was not encoded anew while its tables were read.
-
-    Raises:
-        SettingsError: if it was: the scores of this output are of both.
-    """
-    if scoring.store is None:
-        return
-    with open_store(scoring.store, readonly=True) as store:
-        found = tables_of(store, scoring.opened.layout.fingerprint)
-    if found != scoring.tables:
-        raise SettingsError(
-            f"users were encoded anew into the store while their tables were read: remove "
-            f"{scoring.output} and score again"
-        )
 
 
 def count(scoring: Scoring) -> Summary:

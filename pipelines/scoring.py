@@ -19,12 +19,14 @@ from hashtab.pipelines.encoding import (
     open_bundle,
     open_histories,
     record_of_user,
+    tables_of,
 )
 from hashtab.pipelines.requests import CANDIDATE, CANDIDATES, REQUEST, TIME_COLUMN, USER_COLUMN
 from hashtab.serving.bundle import Bundle, Candidates
 from hashtab.serving.store import (
     CorruptRecordError,
     ForeignRecordError,
+    StoreError,
     TableOverflowError,
     User,
     UserRecord,
@@ -72,7 +74,7 @@ class Scoring:
     one_a_row: bool
     rows: int
     store: str | None
-    tables: str | None
+    tables: str | None = None
     data: str | None
     data_digest: str | None
     as_of: int | None
@@ -110,13 +112,26 @@ class Scoring:
 
         Raises:
             BundleError, DataError: if this process sees another bundle or data set than the job's.
+            StoreError: if the store was encoded anew since the job began.
         """
         target = self.part(number)
         if target.exists():
             return []
         scores, said = self.score(self.requests_of(number))
+        self._check_same_tables()
         _write_durably(target, scores)
         return said
+
+    def _check_same_tables(self) -> None:
+        """Check that what was just read is what the job began with, before it is kept."""
+        if self.store is None:
+            return
+        with open_store(self.store, readonly=True) as store:
+            if tables_of(store, self.opened.layout.fingerprint) != self.tables:
+                raise StoreError(
+                    f"users were encoded anew into {store.name} while it was read: remove "
+                    f"{self.output} and score again"
+                )
 
     def score(self, requests: pl.DataFrame) -> tuple[pl.DataFrame, list[str]]:
         """Return the scores of requests, a row each, in their order, and what is to be said."""

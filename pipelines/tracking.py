@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
 
 _QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_LOGGING_LEVEL": "WARNING"}
+_RETRIES = "3"  # of a call: by default MLflow waits four minutes for a server that is away
+_SILENCE_S = 60.0
 _SYSTEM_METRICS_S = 5
 # Steps of this metric tell which epochs a resumed run has already logged.
 _EPOCH_METRIC = "train/loss"
@@ -96,6 +98,7 @@ class Tracking:
 def connect(uri: str) -> "MlflowClient":
     """Return a client of MLflow that says nothing of its own accord."""
     _quieten()
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", _RETRIES)
     import mlflow  # slow to import: --help and bad settings need not wait for it
 
     return mlflow.MlflowClient(tracking_uri=uri)
@@ -121,7 +124,7 @@ def said_in_one_line(uri: str) -> Iterator[None]:
 
 
 class Telling:
-    """Tells MLflow what happens, for as long as it listens.
+    """Tells MLflow what happens; once it is lost, tries again after a minute at the earliest.
 
     Args:
         name: of the work that does not stop when MLflow is lost.
@@ -130,12 +133,16 @@ class Telling:
     def __init__(self, name: str) -> None:
         self._name = name
         self._lost = False
+        self._silent_until = 0.0
 
     def __call__(self, tell: Callable[[], object]) -> None:
         """Tell MLflow, or say once that it cannot be told now."""
+        if time.monotonic() < self._silent_until:
+            return  # each try would hold up what goes on
         try:
             tell()
         except SettingsError as error:
+            self._silent_until = time.monotonic() + _SILENCE_S
             if not self._lost:
                 self._lost = True
                 print(
@@ -194,9 +201,13 @@ class TrackedRun:
                 self._client.log_artifacts(self.run_id, str(folder), folder.name)
         self.end("FINISHED")
 
+    def stop(self) -> None:
+        """Stop watching the machine; the run itself stays as it is."""
+        self._monitor.finish()
+
     def end(self, status: str) -> None:
         """End the run as FINISHED, FAILED or KILLED."""
-        self._monitor.finish()
+        self.stop()
         with said_in_one_line(self._uri):
             self._client.set_terminated(self.run_id, status)
 

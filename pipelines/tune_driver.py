@@ -108,6 +108,8 @@ class Followed:
             trial.finish(epochs, self._seconds[name])
             self._say(trial, f"{trial.state}, best validation gAUC {trial.best.gauc:.4f}")
             self._told(partial(self._publish, trial))
+            if name in self._tracked:
+                self._tracked.pop(name).stop()
         else:
             self.failures[name] = failure
             self._told(lambda: self._tracking.fail_trial(self._track(trial), failure))
@@ -127,6 +129,7 @@ class Followed:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._bar.close()
+        self._whole.stop()
         if kind is not None:
             for tracked in (*self._tracked.values(), self._whole):
                 status = "KILLED" if kind is KeyboardInterrupt else "FAILED"

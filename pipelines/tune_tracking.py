@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from hashtab.pipelines.command_line import flatten
+from hashtab.pipelines.command_line import SettingsError, flatten
 from hashtab.pipelines.tracking import TrackedRun, Tracking, said_in_one_line
 from hashtab.pipelines.tuning import Trial, Tuning
 
@@ -40,8 +40,12 @@ class TuneTracking(Tracking):
         """
         tracked = self.begin(trial.run, data_digest)
         tags = _tags(_SOURCE | {"mlflow.parentRunId": tuning_id, "state": "running"})
-        with said_in_one_line(self.uri):
-            self._client.log_batch(tracked.run_id, tags=tags)
+        try:
+            with said_in_one_line(self.uri):
+                self._client.log_batch(tracked.run_id, tags=tags)
+        except SettingsError:
+            tracked.stop()  # nobody knows of it who could
+            raise
         return tracked
 
     def end_trial(self, trial: Trial, tracked: TrackedRun) -> None:

@@ -108,7 +108,7 @@ def _export(options: argparse.Namespace) -> int:
 def _import(options: argparse.Namespace) -> int:
     fingerprint, pages = read_records(options.file)
     imported = 0
-    with only_writer(options.store), open_store(options.store) as store:
+    with open_store(options.store) as store, only_writer(options.store):
         store.remove(fingerprint, [])  # its notes may call records complete that are now replaced
         for page in pages:
             store.put(fingerprint, page)

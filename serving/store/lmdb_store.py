@@ -14,6 +14,7 @@ import lmdb
 from hashtab.serving.store.errors import StoreError
 from hashtab.serving.store.keys import FORMAT_KEY
 from hashtab.serving.store.store import PAGE, TableStore
+from hashtab.serving.store.writing import LOCK
 
 FIRST_MAP_BYTES = 1 << 26  # address space, not disk: the file grows with what is written
 WAIT_S = 1e-4  # between two looks whether transactions have ended
@@ -250,7 +251,7 @@ def _data_file(folder: Path, readonly: bool) -> Path:
         raise StoreError(f"{folder} holds no store; check the path, or encode users into it first")
     folder.mkdir(parents=True, exist_ok=True)
     # A lock file alone is a store that another process is making right now.
-    if any(path.name not in ("data.mdb", "lock.mdb") for path in folder.iterdir()):
+    if any(path.name not in ("data.mdb", "lock.mdb", LOCK) for path in folder.iterdir()):
         raise StoreError(f"{folder} holds other files and no store; name a new or empty folder")
     return data
 

@@ -1,7 +1,7 @@
 """User tables in a server that speaks the Redis protocol, for scorers on several machines."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from hashtab.serving.store.errors import StoreError
@@ -23,9 +23,9 @@ CONNECT_S, ANSWER_S = 5, 30  # a put of many records waits for the server's disk
 class RedisStore(TableStore):
     """A store in a Redis-protocol server.
 
-    One command writes all of a put, so none of it is seen before the rest. Whether it outlives the
-    server is the server's setting: `appendonly yes` with `appendfsync always` loses nothing. A
-    server that evicts keys makes users unknown until they are encoded again.
+    One command or transaction writes all of a put, so none of it is seen before the rest. Whether
+    it outlives the server is the server's setting: `appendonly yes` with `appendfsync always` loses
+    nothing. A server that evicts keys makes users unknown until they are encoded again.
     """
 
     def __init__(self, url: str, *, readonly: bool = False) -> None:
@@ -62,12 +62,15 @@ class RedisStore(TableStore):
     def _write(self, values: Mapping[bytes, bytes | None]) -> None:
         kept = {PREFIX + key: value for key, value in values.items() if value is not None}
         gone = [PREFIX + key for key, value in values.items() if value is None]
-        with _explained(self.name), self._client.pipeline(transaction=True) as pipeline:
+        with _explained(self.name), ExitStack() as stack:
+            client = self._client
+            if gone:  # a transaction only then: its errors repeat the whole command
+                client = stack.enter_context(client.pipeline(transaction=True))
+                client.unlink(*gone)
             if kept:
-                pipeline.mset(kept)
+                client.mset(kept)
             if gone:
-                pipeline.unlink(*gone)
-            pipeline.execute()
+                client.execute()
 
     def _delete(self, keys: list[bytes]) -> int:
         if not keys:

@@ -4,26 +4,30 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from hashtab.features.storage import exclusive
 from hashtab.serving.store.errors import StoreError
+
+LOCK = "writing.lock"  # beside LMDB's own files
 
 
 @contextmanager
 def only_writer(url: str) -> Iterator[None]:
-    """Hold an LMDB store against other encodings, imports and drops; a Redis server is not held.
+    """Hold an LMDB store that is there against other encodings, imports and drops.
+
+    A Redis server is not held.
 
     Raises:
-        StoreError: if another process holds it, or the folder around it cannot be written.
+        StoreError: if another process holds it, or its folder cannot be written.
     """
+    # Imported when asked for: readers of a store need not wait for polars.
+    from hashtab.features.storage import exclusive
+
     if "://" in url:
         yield
         return
     folder = Path(url.removeprefix("lmdb:"))
     with ExitStack() as stack:
         try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            # Beside the folder, which is to hold the store's files and no others.
-            stack.enter_context(exclusive(folder.with_name(f".{folder.name}.writing")))
+            stack.enter_context(exclusive(folder / LOCK))
         except BlockingIOError as error:
             raise StoreError(
                 f"another process writes users into {folder}; wait for it or stop it"

@@ -332,8 +332,10 @@ def test_what_another_encoding_wrote_meanwhile_is_not_taken_for_done(
 
 def test_two_encodings_at_once_are_refused(sdim_bundle: Path, likes: Path, tmp_path: Path) -> None:
     job = settings(sdim_bundle, likes, tmp_path / "tables")
+    open_store(job.store).close()
+    (tmp_path / "link").symlink_to(tmp_path / "tables")
     with (
-        only_writer(str(tmp_path / "tables")),
+        only_writer(f"lmdb:{tmp_path / 'link'}"),
         pytest.raises(StoreError, match="tables; wait for it or stop it"),
     ):
         encode(job)
@@ -386,7 +388,7 @@ def test_a_user_whose_table_overflows_is_named_and_all_others_are_encoded(
         (["--bundle={bundle}", "--store=file"], "file is a file and no store"),
         (
             ["--bundle={bundle}", "--store=file/tables"],
-            "file/tables cannot be written (File exists)",
+            "file/tables cannot be used: [Errno 20] Not a directory",
         ),
         (["--bundle={bundle}", "--store=s3://tables"], "store s3:// is not known"),
     ],
@@ -409,7 +411,7 @@ def test_what_cannot_be_encoded_ends_with_one_line(
     assert error.startswith("error: ")
     assert said in error
     assert error.count("\n") == 1
-    assert {path.name for path in tmp_path.iterdir()} <= {"file", ".file.writing"}
+    assert {path.name for path in tmp_path.iterdir()} <= {"file"}
 
 
 def test_a_store_that_may_not_be_written_is_named(
@@ -418,7 +420,7 @@ def test_a_store_that_may_not_be_written_is_named(
     subprocess.run(["mount", "-o", "remount,ro", str(tiny_disk)], check=True)
     options = [f"--bundle={sdim_bundle}", f"--data={likes}", f"--store={tiny_disk / 'tables'}"]
     assert encode_users.main([*options, "--workers=0"]) == 2
-    assert "tables cannot be written (Read-only file system): name another one" in (
+    assert "tables may not be written by this user: change its permissions" in (
         capsys.readouterr().err
     )
 

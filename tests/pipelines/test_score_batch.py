@@ -12,20 +12,19 @@ import polars as pl
 import pytest
 
 from hashtab.features.dataset import Dataset
-from hashtab.features.encoders import Vocabulary
+from hashtab.features.encoders import FIRST_ID, Vocabulary
 from hashtab.features.prepare import prepare
 from hashtab.features.storage import exclusive
-from hashtab.pipelines import score_batch
+from hashtab.pipelines import encode_users, score_batch
 from hashtab.pipelines.as_of import score_as_of
-from hashtab.pipelines.command_line import SettingsError
 from hashtab.pipelines.encode_users import EncodeSettings, encode
+from hashtab.pipelines.encoding import Encoding
 from hashtab.pipelines.requests import RequestFiles, write_split
 from hashtab.pipelines.saved_model import load_model
 from hashtab.pipelines.score_batch import ScoreSettings, Summary, score
 from hashtab.pipelines.scoring import Scoring
-from hashtab.pipelines.shard_tasks import run_shards
 from hashtab.serving.bundle import Bundle
-from hashtab.serving.store import open_store
+from hashtab.serving.store import StoreError, open_store
 from tests.features import logs, prepared
 from tests.pipelines.bundles import export_bundle, small_model
 from tests.pipelines.reference import Reference, likes_items, likes_log, shop_items, shop_log
@@ -705,17 +704,47 @@ def test_a_store_encoded_anew_while_it_is_read_is_told(
     )
     encode(encoding)
 
-    def and_encode(task: Scoring, parts: list[int], workers: int) -> None:
-        run_shards(task, parts, workers)
-        encode(replace(encoding, as_of="test"))
+    score_part = Scoring.score
 
-    monkeypatch.setattr(score_batch, "run_shards", and_encode)
+    def and_encode(job: Scoring, requests: pl.DataFrame) -> tuple[pl.DataFrame, list[str]]:
+        scores = score_part(job, requests)
+        encode(replace(encoding, as_of="test"))
+        return scores
+
+    monkeypatch.setattr(Scoring, "score", and_encode)
     settings = sdim.settings(
         tmp_path / "requests.parquet", tmp_path / "scores", store=encoding.store
     )
-    with pytest.raises(SettingsError, match="encoded anew into the store while"):
+    with pytest.raises(StoreError, match=r"encoded anew into .* while it was read"):
         score(settings)
-    assert not (tmp_path / "scores" / "_SUCCESS").exists()
+    assert not list((tmp_path / "scores").glob("part-*"))
+
+
+def test_tables_of_an_encoding_that_was_stopped_are_not_read(
+    sdim: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sdim.requests.write_parquet(tmp_path / "requests.parquet")
+    encoding = EncodeSettings(
+        bundle=str(sdim.bundle), data=str(sdim.data), store=str(tmp_path / "tables"), workers=0
+    )
+    encode(encoding)
+
+    def stopped(task: Encoding, shards: list[int], workers: int) -> None:
+        task(shards[0])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(encode_users, "run_shards", stopped)
+    later = replace(encoding, as_of="test")
+    with pytest.raises(KeyboardInterrupt):
+        encode(later)
+    settings = sdim.settings(
+        tmp_path / "requests.parquet", tmp_path / "scores", store=encoding.store
+    )
+    with pytest.raises(StoreError, match=r"not all of one moment\. Wait, or run the same"):
+        score(settings)
+    monkeypatch.undo()
+    encode(later)
+    assert score(settings).requests == 80
 
 
 def test_whole_numbers_stay_users_however_a_file_holds_them(sdim: Made, tmp_path: Path) -> None:
@@ -731,16 +760,33 @@ def test_whole_numbers_stay_users_however_a_file_holds_them(sdim: Made, tmp_path
     assert (summary.stored, summary.unknown_candidates) == (2, 1)
 
 
-def test_categories_of_digits_are_text_where_the_log_had_text(
-    feed: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("values", "written"),
+    [
+        (("false", "true"), ["True", "False"]),
+        (("1.0", "2.5"), ["1", "2.5"]),
+        (("2024-01-01 00:00:00.000000",), ["2024-01-01T00:00:00"]),
+        (("0", "2", "A"), ["2", "0"]),
+        (("00501", "K1A"), ["00501", "00501"]),
+        (("TRUE", "x"), ["TRUE", "TRUE"]),
+    ],
+)
+def test_a_category_in_csv_is_what_it_was_in_the_log(
+    values: tuple[str, ...],
+    written: list[str],
+    feed: Made,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    bundle = Bundle.open(feed.bundle)
-    tab = Vocabulary(("00501", "K1A"))
+    bundle, tab = Bundle.open(feed.bundle), Vocabulary(values)
     monkeypatch.setitem(bundle.__dict__, "encoders", {**bundle.encoders, "tab": tab})
+    lines = [f"{i},u1,v1,{value},1.5" for i, value in enumerate(written)]
     asked = tmp_path / "asked.csv"
-    asked.write_text("request,user,candidate,tab,load\n1,u1,v1,00501,1.5\n")
+    asked.write_text("\n".join(["request,user,candidate,tab,load", *lines]) + "\n")
     RequestFiles.find(str(asked), bundle).write(tmp_path / "it.parquet", 1)
-    assert pl.read_parquet(tmp_path / "it.parquet")["tab"].to_list() == [["00501"]]
+    found = pl.read_parquet(tmp_path / "it.parquet").explode("tab")
+    ids = found.select(tab.encode(pl.col("tab")))["tab"].to_list()
+    assert min(ids) >= FIRST_ID  # none is unknown
 
 
 @pytest.mark.parametrize("name", BUNDLES)
