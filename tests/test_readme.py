@@ -3,6 +3,7 @@
 import re
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -11,25 +12,27 @@ import pytest
 from hashtab.features.dataset import Dataset
 from hashtab.features.prepare import prepare
 from hashtab.features.schema import Schema
+from hashtab.pipelines.encode_users import EncodeSettings, encode
+from tests.pipelines.bundles import export_bundle, small_model
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 
 
-def _block(language: str) -> str:
-    blocks = re.findall(rf"^```{language}\n(.*?)^```", README.read_text(), re.M | re.S)
-    assert len(blocks) == 1
-    block: str = blocks[0]
-    return block
+def _blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README.read_text(), re.M | re.S)
 
 
 def test_the_operators_run_as_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     names: dict[str, object] = {}
-    exec(_block("python"), names)
+    operators, _ = _blocks("python")
+    exec(operators, names)
     assert tuple(names["table"].shape) == (2, 16, 8, 32)  # type: ignore[attr-defined]
     assert tuple(names["interest"].shape) == (2, 5, 32)  # type: ignore[attr-defined]
 
 
-def test_ones_own_log_prepares_from_the_schema_shown(tmp_path: Path) -> None:
+@pytest.fixture
+def my_shop(tmp_path: Path) -> Dataset:
+    """One's own log, prepared from the schema shown."""
     rng = np.random.default_rng(0)
     n, items = 3000, 40
     first = datetime(2024, 1, 1, tzinfo=UTC).timestamp()
@@ -44,13 +47,32 @@ def test_ones_own_log_prepares_from_the_schema_shown(tmp_path: Path) -> None:
     pl.DataFrame(
         {"item_id": np.arange(items), "category": ["a", "b"] * 20, "brand": ["x", "y"] * 20}
     ).write_csv(tmp_path / "items.csv")
-    (tmp_path / "my_shop.yaml").write_text(_block("yaml"))
+    (schema_shown,) = _blocks("yaml")
+    (tmp_path / "my_shop.yaml").write_text(schema_shown)
 
     schema = Schema.from_yaml(tmp_path / "my_shop.yaml")
     prepare(schema, tmp_path / "data", shards=2)
-    batch = next(Dataset.open(tmp_path / "data").batches("train"))
+    return Dataset.open(tmp_path / "data")
+
+
+def test_ones_own_log_prepares_from_the_schema_shown(my_shop: Dataset) -> None:
+    batch = next(my_shop.batches("train"))
     assert set(batch.behaviours) == {"item_id", "category", "brand"}
     assert batch.counters.shape == (len(batch.labels), 2)
+
+
+def test_scores_come_in_python_as_shown(
+    my_shop: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small_model(my_shop, "sdim", counters=True)
+    bundle = export_bundle(tmp_path / "runs" / "sdim-1a2b3c4d", model, my_shop)
+    monkeypatch.chdir(tmp_path)
+    encode(EncodeSettings(bundle=str(bundle), data=str(my_shop.folder), workers=0))
+    names: dict[str, Any] = {}
+    _, scoring = _blocks("python")
+    exec(scoring, names)
+    assert names["scores"].shape == (3,)
+    assert names["record"].behaviours > 0
 
 
 @pytest.mark.parametrize("path", re.findall(r"\]\(([a-z][^):#]*)\)", README.read_text()))
