@@ -1,7 +1,7 @@
 """User tables in a server that speaks the Redis protocol, for scorers on several machines."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 from hashtab.serving.store.errors import StoreError
@@ -62,15 +62,15 @@ class RedisStore(TableStore):
     def _write(self, values: Mapping[bytes, bytes | None]) -> None:
         kept = {PREFIX + key: value for key, value in values.items() if value is not None}
         gone = [PREFIX + key for key, value in values.items() if value is None]
-        with _explained(self.name), ExitStack() as stack:
-            client = self._client
-            if gone:  # a transaction only then: its errors repeat the whole command
-                client = stack.enter_context(client.pipeline(transaction=True))
-                client.unlink(*gone)
-            if kept:
-                client.mset(kept)
-            if gone:
-                client.execute()
+        with _explained(self.name):
+            if not gone:  # without a transaction, whose errors repeat the whole command
+                self._client.mset(kept)
+                return
+            with self._client.pipeline(transaction=True) as pipeline:
+                pipeline.unlink(*gone)
+                if kept:
+                    pipeline.mset(kept)
+                pipeline.execute()
 
     def _delete(self, keys: list[bytes]) -> int:
         if not keys:

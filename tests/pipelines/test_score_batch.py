@@ -695,25 +695,30 @@ def test_scores_of_two_encodings_are_never_mixed(
     assert score(settings).requests == 80
 
 
-def test_a_store_encoded_anew_while_it_is_read_is_told(
-    sdim: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def encoded(sdim: Made, tmp_path: Path) -> EncodeSettings:
+    """Tables as of now in a store of their own, and requests to score with them."""
     sdim.requests.write_parquet(tmp_path / "requests.parquet")
-    encoding = EncodeSettings(
+    settings = EncodeSettings(
         bundle=str(sdim.bundle), data=str(sdim.data), store=str(tmp_path / "tables"), workers=0
     )
-    encode(encoding)
+    encode(settings)
+    return settings
 
+
+def test_a_store_encoded_anew_while_it_is_read_is_told(
+    encoded: EncodeSettings, sdim: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     score_part = Scoring.score
 
     def and_encode(job: Scoring, requests: pl.DataFrame) -> tuple[pl.DataFrame, list[str]]:
         scores = score_part(job, requests)
-        encode(replace(encoding, as_of="test"))
+        encode(replace(encoded, as_of="test"))
         return scores
 
     monkeypatch.setattr(Scoring, "score", and_encode)
     settings = sdim.settings(
-        tmp_path / "requests.parquet", tmp_path / "scores", store=encoding.store
+        tmp_path / "requests.parquet", tmp_path / "scores", store=encoded.store
     )
     with pytest.raises(StoreError, match=r"encoded anew into .* while it was read"):
         score(settings)
@@ -721,24 +726,18 @@ def test_a_store_encoded_anew_while_it_is_read_is_told(
 
 
 def test_tables_of_an_encoding_that_was_stopped_are_not_read(
-    sdim: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    encoded: EncodeSettings, sdim: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sdim.requests.write_parquet(tmp_path / "requests.parquet")
-    encoding = EncodeSettings(
-        bundle=str(sdim.bundle), data=str(sdim.data), store=str(tmp_path / "tables"), workers=0
-    )
-    encode(encoding)
-
     def stopped(task: Encoding, shards: list[int], workers: int) -> None:
         task(shards[0])
         raise KeyboardInterrupt
 
     monkeypatch.setattr(encode_users, "run_shards", stopped)
-    later = replace(encoding, as_of="test")
+    later = replace(encoded, as_of="test")
     with pytest.raises(KeyboardInterrupt):
         encode(later)
     settings = sdim.settings(
-        tmp_path / "requests.parquet", tmp_path / "scores", store=encoding.store
+        tmp_path / "requests.parquet", tmp_path / "scores", store=encoded.store
     )
     with pytest.raises(StoreError, match=r"not all of one moment\. Wait, or run the same"):
         score(settings)
