@@ -52,7 +52,6 @@ class TableManifest(Manifest):
         columns: that the model reads, in their order.
         classes: labels as text, in the order of the probabilities; none for a regression.
         labels: what the labels were in training; `predict` gives them back so.
-        outputs: numbers that the graph gives for a row.
         parity: of torch and onnxruntime.
     """
 
@@ -63,7 +62,6 @@ class TableManifest(Manifest):
     columns: tuple[Column, ...]
     classes: tuple[str, ...]
     labels: Values
-    outputs: int
     parity: TableParity
 
     @property
