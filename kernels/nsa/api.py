@@ -306,12 +306,16 @@ def _use_native(impl: str, device: torch.device) -> bool:
     # What runs is decided while a graph is traced, and tracing cannot look for a compiler.
     if impl == "auto" and (device.type != "cpu" or torch.compiler.is_exporting()):
         return False
-    return impl != "reference" and (_native_builds() or use_native(impl, device, SOURCE))
+    if impl != "reference" and device.type == "cpu" and _native_builds():
+        return True
+    return use_native(impl, device, SOURCE)
 
 
-@torch.compiler.assume_constant_result
 def _native_builds() -> bool:
     return native.why_not(SOURCE) is None
+
+
+torch.compiler.assume_constant_result(_native_builds)
 
 
 def _by_definition(
@@ -324,9 +328,11 @@ def _by_definition(
 ) -> Tensor:
     real = sums_dtype(keys[3].dtype)
     wide = [x.to(real) for x in keys]
-    branches = [Keys(wide[i], wide[i + 1]) for i in (0, 2, 4)]
+    compressed, selection, window = (Keys(wide[i], wide[i + 1]) for i in (0, 2, 4))
     with torch.autocast(q.device.type, enabled=False):
-        return reference.attend(q.to(real), *branches, gates.to(real), layout, lengths, scale)
+        return reference.attend(
+            q.to(real), compressed, selection, window, gates.to(real), layout, lengths, scale
+        )
 
 
 def _by_native(

@@ -131,13 +131,35 @@ def member_counts(
 
 def block_sums(x: Tensor, block: int, stride: int) -> Tensor:
     """Return the sum over each block's positions, `[B, N, ...]` of `[B, T, ...]`."""
-    # Blocks overlap in whole units, so that no position is copied once for each of its blocks.
+    return torch.stack([units.sum(2) for units in _units(x, block, stride)]).sum(0)
+
+
+def block_members(x: Tensor, block: int, stride: int) -> Tensor:
+    """Return each block's positions, `[B, N, block, ...]` of `[B, T, ...]`, zeros after the last.
+
+    What a learned compression maps to one row a block.
+
+    Args:
+        x: `[B, T, ...]`, keys or values.
+        block: positions of a block.
+        stride: distance between beginnings of blocks, 1 .. block.
+
+    Raises:
+        ValueError: T or `block` is less than 1, or `stride` outside 1 .. block.
+    """
+    check_blocks(x.shape[1], block, stride)
+    return torch.cat(_units(x, block, stride), dim=2)
+
+
+def _units(x: Tensor, block: int, stride: int) -> list[Tensor]:
+    """Return first, second, ... equal part of all blocks, each `[B, N, unit, ...]`.
+
+    Blocks overlap in whole units, so slices do: gathering positions would scatter their gradients.
+    """
     unit = math.gcd(block, stride)
-    n, step, width = n_blocks(x.shape[1], block, stride), stride // unit, block // unit
+    n, step = n_blocks(x.shape[1], block, stride), stride // unit
     missing = (n - 1) * stride + block - x.shape[1]
     padded = torch.nn.functional.pad(x, [0, 0] * (x.dim() - 2) + [0, missing])
-    units = padded.unflatten(1, (-1, unit)).sum(2)
-    total = units[:, : (n - 1) * step + 1 : step]
-    for first in range(1, width):
-        total = total + units[:, first : first + (n - 1) * step + 1 : step]
-    return total
+    units = padded.unflatten(1, (-1, unit))
+    last = (n - 1) * step + 1
+    return [units[:, first : first + last : step] for first in range(block // unit)]
