@@ -3,10 +3,11 @@
 One step is forward and backward, from queries, keys and values to their gradients and those of the
 gates, bidirectional, as a table's feature tokens are mixed. Dense attention is torch's
 `scaled_dot_product_attention` of the same tensors. All sides run in turn in one process; the best
-of several rounds counts, and ratios are of one run. The floor is the operations of seven products
-(two forward, five backward, scores computed again) of the scores that the three branches need, over
-this machine's rate of one large matrix product. Memory is the peak resident growth over one step in
-a fresh process (Linux); where the definition would take more than a few GB it is left out.
+of several rounds counts, in processor time of one thread, and ratios are of one run. The floor is
+the operations of seven products (two forward, five backward, scores computed again) of the scores
+that the three branches need, over this machine's rate of one large matrix product. Memory is the
+peak resident growth over one step in a fresh process (Linux); where the definition would take more
+than a few GB it is left out.
 
     python experiments/bench_nsa.py [--batch 8] [--heads 4] [--kv-heads 2] [--size 32]
 """
@@ -113,9 +114,9 @@ def best_seconds(sides: dict[str, Callable[[], object]]) -> dict[str, float]:
     end = time.perf_counter() + SECONDS * len(sides)
     while time.perf_counter() < end or math.inf in best.values():
         for name, run in sides.items():
-            start = time.perf_counter()
+            start = time.process_time()
             run()
-            best[name] = min(best[name], time.perf_counter() - start)
+            best[name] = min(best[name], time.process_time() - start)
     return best
 
 

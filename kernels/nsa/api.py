@@ -17,11 +17,12 @@ window around itself. Query heads of a group share one head of keys and values a
 Where a query sees nothing, a branch gives zeros with zero gradient. Padding is never seen, padded
 queries give zeros, and results do not depend on how far a batch is padded.
 
-All functions take `impl`: `"native"` (C on CPUs; time and memory of selection and window grow with
-T), `"reference"` (the definition over all pairs, on any device and for export) or `"auto"`, which
-is native code on CPUs where it builds, and otherwise the definition. A choice that cannot run
-raises RuntimeError with the reason. Tensors may be float16, bfloat16, float32 or float64; scores
-and sums are float32 (float64 for float64 values), also under autocast.
+`native_sparse_attention` and `selected_blocks` take `impl`: `"native"` (C on CPUs; time and memory
+of selection and window grow with T), `"reference"` (the definition over all pairs, on any device)
+or `"auto"`, which is native code on CPUs where it builds, and otherwise, and in `torch.export`, the
+definition. A choice that cannot run raises RuntimeError with the reason. Tensors may be float16,
+bfloat16, float32 or float64; scores and sums are float32 (float64 for float64 values), also under
+autocast.
 """
 
 from typing import Any

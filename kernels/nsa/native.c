@@ -110,59 +110,43 @@ enum { NAME(LANES) = BYTES / sizeof(REAL) };
 typedef REAL NAME(Vector) __attribute__((vector_size(BYTES), aligned(sizeof(REAL)), may_alias));
 
 /* c = a b, or c += a b, for `rows` rows and `vectors` vectors of columns; a's element (i, x) lies at
- * a[i * row + x * column]. The constants are known where this is inlined: sums stay in registers. */
+ * a[i * row + x * column]. The constants are known where this is inlined: sums stay in registers.
+ * Few rows have several sums each, `ways`, or every product would wait for the one before. */
 static inline __attribute__((always_inline)) void NAME(tile)(
     REAL *restrict c, int64_t ldc, const REAL *restrict a, int64_t row, int64_t column,
     const REAL *restrict b, int64_t ldb, int64_t inner, int add, const int rows,
     const int vectors) {
-    NAME(Vector) sums[MAX_ROWS][MAX_VECTORS];
+    const int ways = rows == 1 ? 4 : rows == 2 ? 2 : 1;
+    NAME(Vector) sums[MAX_ROWS][MAX_ROWS][MAX_VECTORS] = {{{{0}}}};
+    int64_t x = 0;
+    for (; x + ways <= inner; x += ways)
 #pragma GCC unroll 4
-    for (int i = 0; i < rows; i++)
+        for (int u = 0; u < ways; u++) {
+            const NAME(Vector) *right = (const NAME(Vector) *)(b + (x + u) * ldb);
+#pragma GCC unroll 4
+            for (int i = 0; i < rows; i++)
 #pragma GCC unroll 2
-        for (int v = 0; v < vectors; v++)
-            sums[i][v] = add ? *(NAME(Vector) *)(c + i * ldc + v * NAME(LANES))
-                             : (NAME(Vector)){0};
-    for (int64_t x = 0; x < inner; x++) {
-        NAME(Vector) right[MAX_VECTORS];
-#pragma GCC unroll 2
-        for (int v = 0; v < vectors; v++)
-            right[v] = *(const NAME(Vector) *)(b + x * ldb + v * NAME(LANES));
+                for (int v = 0; v < vectors; v++)
+                    sums[u][i][v] += a[i * row + (x + u) * column] * right[v];
+        }
+    for (; x < inner; x++)
 #pragma GCC unroll 4
         for (int i = 0; i < rows; i++)
 #pragma GCC unroll 2
-            for (int v = 0; v < vectors; v++) sums[i][v] += a[i * row + x * column] * right[v];
-    }
+            for (int v = 0; v < vectors; v++)
+                sums[0][i][v] +=
+                    a[i * row + x * column] * ((const NAME(Vector) *)(b + x * ldb))[v];
 #pragma GCC unroll 4
     for (int i = 0; i < rows; i++)
 #pragma GCC unroll 2
-        for (int v = 0; v < vectors; v++)
-            *(NAME(Vector) *)(c + i * ldc + v * NAME(LANES)) = sums[i][v];
-}
-
-/* The same for one row: four sums of every fourth product, or each would wait for the one before. */
-static inline __attribute__((always_inline)) void NAME(row)(
-    REAL *restrict c, const REAL *restrict a, int64_t column, const REAL *restrict b, int64_t ldb,
-    int64_t inner, int add, const int vectors) {
-    NAME(Vector) sums[4][MAX_VECTORS] = {{{0}}};
-    int64_t x = 0;
-    for (; x + 4 <= inner; x += 4)
-#pragma GCC unroll 4
-        for (int u = 0; u < 4; u++)
-#pragma GCC unroll 2
-            for (int v = 0; v < vectors; v++)
-                sums[u][v] += a[(x + u) * column] *
-                              *(const NAME(Vector) *)(b + (x + u) * ldb + v * NAME(LANES));
-    for (; x < inner; x++)
-#pragma GCC unroll 2
-        for (int v = 0; v < vectors; v++)
-            sums[0][v] += a[x * column] * *(const NAME(Vector) *)(b + x * ldb + v * NAME(LANES));
-#pragma GCC unroll 2
-    for (int v = 0; v < vectors; v++) {
-        NAME(Vector) *out = (NAME(Vector) *)(c + v * NAME(LANES));
-        NAME(Vector) sum = (sums[0][v] + sums[1][v]) + (sums[2][v] + sums[3][v]);
-        if (add) sum += *out;
-        *out = sum;
-    }
+        for (int v = 0; v < vectors; v++) {
+            NAME(Vector) *out = (NAME(Vector) *)(c + i * ldc) + v;
+            NAME(Vector) sum = sums[0][i][v];
+            if (ways == 2) sum += sums[1][i][v];
+            if (ways == 4) sum = (sum + sums[1][i][v]) + (sums[2][i][v] + sums[3][i][v]);
+            if (add) sum += *out;
+            *out = sum;
+        }
 }
 
 /* c [rows, columns] (+)= a [rows, inner] b [inner, columns]; columns are rounded up to whole vectors,
@@ -183,12 +167,7 @@ static void NAME(product)(REAL *c, int64_t ldc, const REAL *a, int64_t row, int6
         NAME(tile)(out, ldc, left, row, column, b + j, ldb, inner, add, r, 2);              \
     break;
             switch (least(rows - i, MAX_ROWS)) {
-                case 1:
-                    if (narrow)
-                        NAME(row)(out, left, column, b + j, ldb, inner, add, 1);
-                    else
-                        NAME(row)(out, left, column, b + j, ldb, inner, add, 2);
-                    break;
+                case 1: TILE(1)
                 case 2: TILE(2)
                 case 3: TILE(3)
                 default: TILE(4)
