@@ -12,7 +12,7 @@ import logging
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -112,15 +112,13 @@ class LightGBM:
 
     def fit(self, train: Part, validation: Part | None) -> None:
         assert validation is not None
-        with warnings.catch_warnings():
-            # A large set of a few rows each is no concern of the reader.
-            warnings.filterwarnings("ignore", module="lightgbm")
-            self._model.fit(
-                self._renamed(train.features),
-                train.target,
-                eval_set=[(self._renamed(validation.features), validation.target)],
-                callbacks=[self._stop],
-            )
+        self._model.fit(
+            self._renamed(train.features),
+            train.target,
+            eval_X=self._renamed(validation.features),
+            eval_y=validation.target,
+            callbacks=[self._stop],
+        )
 
     def predict(self, features: pd.DataFrame) -> Array:
         return _predict(self._model, self._setting, self._renamed(features))
@@ -261,8 +259,15 @@ class Entry:
     packages: tuple[str, ...]
 
     def versions(self) -> dict[str, str]:
-        """Return the versions of its packages."""
-        return {name: version(name) for name in self.packages}
+        """Return the versions of its packages; `source` for one that is not installed."""
+        return {name: _version(name) for name in self.packages}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "source"
 
 
 def _ours(preset: str) -> Entry:

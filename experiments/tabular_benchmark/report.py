@@ -118,7 +118,8 @@ def _spread(scores: Array) -> Array:
 def _mean(mean: float, spread: float, *, bold: bool) -> str:
     digits = 4 if abs(mean) < 10 else 2 if abs(mean) < 1_000 else 0
     text = f"{mean:.{digits}f}"
-    return f"{f'**{text}**' if bold else text} ± {spread:.{digits}f}"
+    text = f"**{text}**" if bold else text
+    return text if np.isnan(spread) else f"{text} ± {spread:.{digits}f}"
 
 
 def _interval(some: Interval, form: str, times: float = 1) -> str:
@@ -160,7 +161,7 @@ def plot_critical_difference(comparison: Comparison, path: Path) -> None:
     figure = Figure(figsize=(8, 1.2 + 0.28 * (depth + (count + 1) // 2)))
     axes = figure.add_subplot()
     axes.set_xlim(0.3, count + 0.7)
-    axes.set_ylim(-(depth + (count + 1) // 2), 1.2)
+    axes.set_ylim(-(depth + (count + 1) // 2), 2)
     axes.axis("off")
     axes.hlines(0, 1, count, color="black", linewidth=1)
     for tick in range(1, count + 1):
@@ -175,8 +176,8 @@ def plot_critical_difference(comparison: Comparison, path: Path) -> None:
     for at, (first, last) in enumerate(bars):
         level = -0.5 - 0.35 * at
         axes.hlines(level, ranks[first] - 0.04, ranks[last] + 0.04, color="C3", linewidth=4)
-    axes.hlines(0.9, 1, 1 + critical, color="C0", linewidth=2)
-    axes.text(1 + critical + 0.1, 0.9, f"critical difference {critical:.2f}", va="center")
+    axes.hlines(1.6, 1, 1 + critical, color="C0", linewidth=2)
+    axes.text(1 + critical + 0.1, 1.6, f"critical difference {critical:.2f}", va="center")
     figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
 
 

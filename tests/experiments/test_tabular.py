@@ -226,6 +226,19 @@ def test_a_killed_benchmark_goes_on_and_repeats_nothing(
     assert [record.key for record in read(results)] == keys
 
 
+def test_worker_processes_give_the_same_scores(folder: Path, tmp_path: Path) -> None:
+    settings = RunSettings(data=folder)
+    keys = due(folder, ["one", "two"], ["linear"], "default", max_splits=1)
+    for workers in (1, 2):
+        with Store(tmp_path / f"{workers}", ["linear"], "default") as store:
+            assert execute(keys, store, settings, workers) == 0
+    alone, several = (
+        {record.key: (record.metrics, record.split_hash) for record in read(tmp_path / workers)}
+        for workers in ("1", "2")
+    )
+    assert alone == several
+
+
 def test_a_second_writer_and_a_second_run_are_refused(folder: Path, tmp_path: Path) -> None:
     record = run(Key("one", "r0f0", "linear", "default"), RunSettings(data=folder))
     with Store(tmp_path / "results", ["linear"], "default") as store:
