@@ -11,7 +11,8 @@ import pytest
 
 from experiments.tabular_benchmark import models, runs, search_space, splits
 from experiments.tabular_benchmark.aggregate import Comparison
-from experiments.tabular_benchmark.data import Array, DataError, Table, load
+from experiments.tabular_benchmark.data import Array, DataError, Table, Task, load
+from experiments.tabular_benchmark.metrics import loss
 from experiments.tabular_benchmark.models import MODELS, Entry, Part, Setting
 from experiments.tabular_benchmark.report import groups, write
 from experiments.tabular_benchmark.runs import RunSettings, due, execute, run
@@ -411,6 +412,46 @@ def test_ranks_wins_and_critical_difference_by_hand() -> None:
     assert found.wins("c") == [2.0, 1.5, 1.0]
     # q of 3 groups at 0.05 is 2.343 (Demsar 2006, table 5).
     assert found.critical_difference() == pytest.approx(2.343 * np.sqrt(12 / 12), abs=1e-3)
+
+
+def test_the_mean_decides_and_not_the_best_split() -> None:
+    scores = {"a": (0.9, 0.5, 0.5), "b": (0.7, 0.7, 0.7)}
+    records = [
+        record("car", split, model, score)
+        for model, three in scores.items()
+        for split, score in enumerate(three)
+    ]
+    found = Comparison.of(records, ["a", "b"])
+    assert found.ranks.tolist() == [[2, 1]]
+    assert found.win_rates() == [0, 1]
+    assert found.wins("a") == [0.5, 1]
+    gains = found.differences("a", "binary")
+    assert gains is not None
+    assert gains[1].value == pytest.approx(0.2 / 3)
+    assert gains[1].low == pytest.approx(-0.2)  # the first split drawn three times
+    assert gains[1].high == pytest.approx(0.2)
+    assert found.mean_ranks()[0].low == 1
+    assert found.mean_ranks()[0].high == 2
+
+
+def test_gains_are_positive_where_a_model_is_better() -> None:
+    worse = [record("car", 0, "a", 0.6), record("car", 0, "b", 0.5)]
+    records = [
+        *worse,
+        *(replace(r, set="abalone", task="regression", metrics={"rmse": m}, split_hash="r")
+          for r, m in zip(worse, (2.0, 1.5), strict=True)),
+        *(replace(r, set="letter", task="multiclass", metrics={"log_loss": m}, split_hash="m")
+          for r, m in zip(worse, (0.25, 0.75), strict=True)),
+    ]  # fmt: skip
+    found = Comparison.of(records, ["a", "b"])
+    tasks: dict[Task, float] = {"binary": -0.1, "regression": 0.25, "multiclass": -0.5}
+    for task, wanted in tasks.items():
+        gains = found.differences("a", task)
+        assert gains is not None
+        assert [gain.value for gain in gains] == pytest.approx([0, wanted])
+    assert loss("auc", 0.9) < loss("auc", 0.8)
+    assert loss("log_loss", 0.8) < loss("log_loss", 0.9)
+    assert loss("rmse", 0.8) < loss("rmse", 0.9)
 
 
 def test_bootstrap_is_paired_and_covers_the_difference() -> None:
