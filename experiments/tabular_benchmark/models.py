@@ -171,7 +171,9 @@ class CatBoost:
 class Pytabkit:
     """TabM-D with piecewise linear embeddings, or RealMLP-TD, as pytabkit sets them.
 
-    Missing numbers become the median of the rows that are learnt from: neither takes NaN.
+    Missing numbers become the median of the rows that are learnt from: neither takes NaN. TabM is
+    given 500 epochs at most: where classes can be told apart, log loss falls a little forever and
+    its patience never ends.
     """
 
     def __init__(self, name: str, setting: Setting, params: Params) -> None:
@@ -181,8 +183,10 @@ class Pytabkit:
             logging.getLogger(chatty).setLevel(logging.ERROR)
         metric = {"binary": "1-auc_ovr", "multiclass": "cross_entropy", "regression": "rmse"}
         kind = getattr(pytabkit, f"{name}_{'Classifier' if setting.classes else 'Regressor'}")
-        defaults: dict[str, Any] = {"num_emb_type": "pwl"} if name == "TabM_D" else {}
-        if name == "RealMLP_TD" and setting.classes:
+        defaults: dict[str, Any] = {}
+        if name == "TabM_D":
+            defaults = {"num_emb_type": "pwl", "n_epochs": 500}
+        elif setting.classes:
             defaults["use_ls"] = False  # as its authors advise for AUC and log loss
         lists = {k: list(v) if isinstance(v, tuple) else v for k, v in params.items()}
         self._model = kind(
