@@ -10,7 +10,7 @@ first use, so that each model runs without those of the others.
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple, Protocol
@@ -25,6 +25,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from experiments.tabular_benchmark.data import Array, Task
 from experiments.tabular_benchmark.search_space import Params
+from hashtab.models.tabular import PAPER
 
 PATIENCE = 50
 TREES = 1_000
@@ -225,24 +226,28 @@ class Pytabkit:
 
 
 class TabNSA:
-    """Our own estimators, which hold back validation rows of their training data themselves."""
+    """Our own estimators.
 
-    def __init__(self, preset: str, setting: Setting, params: Params) -> None:
-        from hashtab.models import tabular  # type: ignore[attr-defined, unused-ignore]
+    Each network of theirs validates on a fold of its own, so all rows are learnt from; with
+    `holdout` they get the inner validation part that the rivals stop on, and learn from the rest.
+    """
 
-        kind = tabular.TabNSAClassifier if setting.classes else tabular.TabNSARegressor
+    def __init__(
+        self, settings: Mapping[str, Any], holdout: bool, setting: Setting, params: Params
+    ) -> None:
+        from hashtab.models.tabular import TabNSAClassifier, TabNSARegressor
+
+        kind = TabNSAClassifier if setting.classes else TabNSARegressor
         self._model = kind(
-            preset=preset,
             random_state=setting.random_state,
             n_jobs=setting.threads,
             device=setting.device,
-            **params,
+            **{**settings, **params},
         )
-        self._setting = setting
+        self._setting, self._holdout = setting, holdout
 
     def fit(self, train: Part, validation: Part | None) -> None:
-        del validation
-        self._model.fit(*train)
+        self._model.fit(*train, eval_set=validation if self._holdout else None)
 
     def predict(self, features: pd.DataFrame) -> Array:
         return _predict(self._model, self._setting, features)
@@ -274,8 +279,9 @@ def _version(package: str) -> str:
         return "source"
 
 
-def _ours(preset: str) -> Entry:
-    return Entry(lambda s, p: TabNSA(preset, s, p), False, ("hashtab", "torch", "numpy"))
+def _ours(holdout: bool = False, **settings: Any) -> Entry:
+    packages = ("hashtab", "torch", "numpy")
+    return Entry(lambda s, p: TabNSA(settings, holdout, s, p), holdout, packages)
 
 
 def _pytabkit(name: str) -> Entry:
@@ -289,10 +295,12 @@ MODELS: dict[str, Entry] = {
     "catboost": Entry(CatBoost, True, ("catboost",)),
     "realmlp": _pytabkit("RealMLP_TD"),
     "tabm": _pytabkit("TabM_D"),
-    "tabnsa": _ours("default"),
-    "tabnsa-paper": _ours("paper"),
-    "tabnsa-mixer": _ours("mixer"),
-    "tabnsa-dense": _ours("dense"),
+    "tabnsa": _ours(),
+    "tabnsa-holdout": _ours(holdout=True),
+    "tabnsa-batchensemble": _ours(folds=1, members=16),
+    "tabnsa-dense": _ours(attention="dense"),
+    "tabnsa-sparse": _ours(attention="sparse"),
+    "tabnsa-paper": _ours(holdout=True, **PAPER),
 }
 
 

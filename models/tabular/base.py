@@ -13,7 +13,6 @@ from sklearn.base import BaseEstimator
 from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_consistent_length, check_is_fitted
-from torch import Tensor
 
 from hashtab.models.tabular import files, transfer
 from hashtab.models.tabular.embedding import Encoded, SharedTokens
@@ -115,7 +114,7 @@ class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
         # A fork of the generator: the caller's own stream of random numbers is left as it was.
         with torch.random.fork_rng(), threads(self.n_jobs):
             torch.manual_seed(seed)
-            numbers, categories = self.table_.values(data.frame)
+            numbers, _ = self.table_.values(data.frame)
             self.encoder_ = NumericEncoder(numbers, self.bins)
             folds = self._folds(data, held_out, settings.folds, seed)
             self.network_ = self._network(len(folds), self._settings(NetworkSettings))

@@ -58,7 +58,11 @@ class NumericTokens(nn.Module):
 
     def forward(self, x: Encoded) -> Tensor:
         """Return tokens `[S, Fn, B, D]`."""
-        parts = [*self._features(x), x.linear[..., None], x.missing[..., None].to(x.linear)]
+        parts = [x.linear[..., None], x.missing[..., None].to(x.linear)]
+        features = self._features(x)
+        if features:
+            shape = features[0].shape[:-1]
+            parts = [*features, *(part.expand(*shape, 1) for part in parts)]
         return torch.cat(parts, -1) @ self.weight
 
     def _features(self, x: Encoded) -> list[Tensor]:

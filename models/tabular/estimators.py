@@ -8,7 +8,7 @@ import numpy.typing as npt
 from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.utils import column_or_1d, compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_array
+from sklearn.utils.validation import check_array, check_is_fitted
 
 from hashtab.models.tabular.base import BaseTabNSA, Labelled
 from hashtab.models.tabular.losses import CrossEntropy, Loss, Pinball, SquaredError
@@ -74,10 +74,10 @@ class TabNSAClassifier(ClassifierMixin, BaseTabNSA):  # type: ignore[misc]
         dropout: float = 0.15,
         folds: int = 8,
         learning_rate: float = 4e-3,
-        weight_decay: float = 0.1,
+        weight_decay: float = 0.3,
         batch_size: int | None = None,
         max_epochs: int = 200,
-        patience: int = 12,
+        patience: int = 16,
         clip: float = 1.0,
         time_budget: float | None = None,
         device: str = "auto",
@@ -179,6 +179,7 @@ class TabNSAClassifier(ClassifierMixin, BaseTabNSA):  # type: ignore[misc]
 
     def predict(self, X: Any) -> Array:
         """Return the most probable labels `[N]`."""
+        check_is_fitted(self)
         return self.classes_[self._predict(X).argmax(1)]
 
     def _loss(self) -> Loss:
@@ -243,10 +244,10 @@ class TabNSARegressor(RegressorMixin, BaseTabNSA):  # type: ignore[misc]
         dropout: float = 0.15,
         folds: int = 8,
         learning_rate: float = 4e-3,
-        weight_decay: float = 0.1,
+        weight_decay: float = 0.3,
         batch_size: int | None = None,
         max_epochs: int = 200,
-        patience: int = 12,
+        patience: int = 16,
         clip: float = 1.0,
         time_budget: float | None = None,
         device: str = "auto",

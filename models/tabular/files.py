@@ -1,7 +1,6 @@
 """Fitted estimators in a folder: weights as safetensors, all else as JSON; nothing is executed."""
 
 import json
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ def save(folder: Path, content: dict[str, Any], weights: dict[str, Tensor]) -> N
         save_file({k: v.contiguous() for k, v in weights.items()}, part / _WEIGHTS)
         text = json.dumps({"format": FORMAT, **content}, indent=1, allow_nan=False)
         (part / _SETTINGS).write_text(text)
-        os.replace(part, folder)
+        part.replace(folder)
 
 
 def load(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:

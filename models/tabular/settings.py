@@ -11,8 +11,6 @@ Columns = Literal["own", "shared"]
 
 # Above, a dense layer over all tokens is most of the network (see README, "Tables").
 WIDEST_FLATTENED = 4096
-# Up to here attention over all pairs of columns is cheaper than choosing blocks of them.
-MOST_DENSE = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +62,7 @@ class NetworkSettings:
     dropout: float = 0.15
 
     def __post_init__(self) -> None:
-        _positive(
-            self,
-            ("width", "mixer_width", "heads", "block", "selected", "window", "bins")
-            + ("readout_width", "members"),
-        )
+        _positive(self, _SIZES)
         for name, kind in _CHOICES.items():
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(
@@ -88,6 +82,17 @@ class NetworkSettings:
         return self.readout == "flatten"
 
 
+_SIZES = (
+    "width",
+    "mixer_width",
+    "heads",
+    "block",
+    "selected",
+    "window",
+    "bins",
+    "readout_width",
+    "members",
+)
 _CHOICES = {
     "attention": Attention,
     "fusion": Fusion,
@@ -118,10 +123,10 @@ class TrainingSettings:
 
     folds: int = 8
     learning_rate: float = 4e-3
-    weight_decay: float = 0.1
+    weight_decay: float = 0.3
     batch_size: int | None = None
     max_epochs: int = 200
-    patience: int = 12
+    patience: int = 16
     clip: float = 1.0
     time_budget: float | None = None
 

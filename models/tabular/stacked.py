@@ -57,7 +57,7 @@ class LayerNorm(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Dropout that draws one byte an element: the rate is kept to 1 / 256, at a tenth of the time."""
+    """Dropout by one random byte an element: a rate to 1 / 256, in a tenth of torch's time."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()

@@ -247,7 +247,7 @@ def _is_missing(value: Any) -> bool:
 def _texts(frame: Frame, name: str) -> list[str | None]:
     values = frame.column(name).tolist() if _is_numpy(frame, name) else frame.column(name).to_list()
     try:
-        text = {value: _text(name, value) for value in set(values)}
+        text = {value: _text(value) for value in set(values)}
     except TypeError as error:
         raise TypeError(_no_value(name, error)) from None
     return [text[value] for value in values]
@@ -263,7 +263,7 @@ def _no_value(name: str, error: TypeError) -> str:
     )
 
 
-def _text(name: str, value: Any) -> str | None:
+def _text(value: Any) -> str | None:
     if _is_missing(value) or value in ("", b""):
         return None
     if isinstance(value, (bool, np.bool_)):
