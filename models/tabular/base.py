@@ -15,7 +15,7 @@ from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_consistent_length, check_is_fitted
 
 from hashtab.models.tabular import files, transfer
-from hashtab.models.tabular.embedding import Encoded, SharedTokens
+from hashtab.models.tabular.embedding import Encoded, SharedTokens, TableTokens
 from hashtab.models.tabular.encoding import NumericEncoder
 from hashtab.models.tabular.explain import contributions
 from hashtab.models.tabular.losses import Loss
@@ -121,6 +121,8 @@ class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
             if warm_start_from is not None:
                 self._carry_over(warm_start_from, freeze_backbone)
             sample = self._sample(data)
+            if isinstance(self.network_.tokens, TableTokens):
+                self.network_.order_columns(sample.rows)
             validation = sample if held_out is None else self._sample(held_out)
             self._train(sample, validation, folds, settings, seed)
             self._rate_columns(sample.rows)

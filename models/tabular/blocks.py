@@ -40,22 +40,30 @@ class ColumnAttention(nn.Module):
     """Attention of each column to the others, in both directions: over all or sparse.
 
     Sparse is native sparse attention (arXiv 2502.11089) with blocks of neighbouring columns
-    compressed to their mean.
+    compressed to their mean; `order` `[T]` says which columns are neighbours.
     """
 
-    def __init__(self, networks: int, settings: NetworkSettings) -> None:
+    order: Tensor
+
+    def __init__(self, networks: int, columns: int, settings: NetworkSettings) -> None:
         super().__init__()
         self.settings = settings
         self.impl: nsa.Impl = "auto"
         self.norm = LayerNorm(networks, settings.width)
         self.projections = Linear(networks, settings.width, 3 * settings.width)
         self.sparse = settings.attention == "sparse"
+        self.register_buffer("order", torch.arange(columns))
         if self.sparse:
             self.gates = Linear(networks, settings.width, 3 * settings.heads)
         self.out = Linear(networks, settings.width, settings.width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[S, T, R, D]` to the same shape."""
+        if self.sparse:
+            return self._attend(x[:, self.order])[:, self.order.argsort()]
+        return self._attend(x)
+
+    def _attend(self, x: Tensor) -> Tensor:
         networks, columns, rows, width = x.shape
         tokens = self.norm(x).flatten(1, 2)
         q, k, v = self._by_row(self.projections(tokens), x.shape).chunk(3, 2)
@@ -104,7 +112,7 @@ class TabNSABlock(nn.Module):
         super().__init__()
         branches: list[nn.Module] = []
         if settings.attention not in ("none", "auto"):
-            branches.append(ColumnAttention(networks, settings))
+            branches.append(ColumnAttention(networks, columns, settings))
         if settings.mixer:
             branches.append(TabMixer(networks, columns, settings))
         self.branches = nn.ModuleList(branches)

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from hashtab.models.tabular.blocks import TabNSABlock
+from hashtab.models.tabular.blocks import ColumnAttention, TabNSABlock
 from hashtab.models.tabular.embedding import Encoded, SharedTokens, TableTokens
+from hashtab.models.tabular.order import correlation_order
 from hashtab.models.tabular.settings import NetworkSettings
 from hashtab.models.tabular.stacked import Dropout, LayerNorm, Linear, uniform
 
@@ -43,6 +44,12 @@ class TabNSANetwork(nn.Module):
         hidden = settings.readout_width
         self.head = uniform(networks, self.members, hidden, outputs, fan_in=hidden)
         self.head_bias = nn.Parameter(torch.zeros(networks, self.members, 1, outputs))
+
+    def order_columns(self, rows: Encoded) -> None:
+        """Make neighbours of columns that correlate in `rows` `[1, F, N]`, for sparse attention."""
+        for module in self.modules():
+            if isinstance(module, ColumnAttention) and module.sparse:
+                module.order.copy_(correlation_order(rows))
 
     def forward(self, x: Encoded) -> Tensor:
         """Answer for rows `[S, F, B]`, or `[1, F, B]` for all networks alike: `[S, M, B, O]`."""
