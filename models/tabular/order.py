@@ -1,4 +1,4 @@
-"""An order of columns in which like ones are neighbours, so that a block of them means something."""
+"""An order of columns that makes neighbours of like ones, so that blocks of them mean something."""
 
 import torch
 from torch import Tensor
