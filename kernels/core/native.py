@@ -89,7 +89,7 @@ def call(source: Path, function: str, tensors: Sequence[Tensor], sizes: Sequence
     numbers = [ctypes.c_int64(size) for size in sizes]
     threads = ctypes.c_int(torch.get_num_threads())
     if load(source)[function](*addresses, *numbers, threads) != 0:
-        raise MemoryError(f"{function}: no memory for the bucket tables of {list(sizes)}")
+        raise MemoryError(f"{function}: no memory for the working space of sizes {list(sizes)}")
 
 
 def _compiler() -> str:

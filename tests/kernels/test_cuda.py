@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from hashtab.kernels import dense, sdim
+from hashtab.kernels import dense, nsa, sdim
 from hashtab.kernels.core.library import apply
 from hashtab.kernels.sdim.api import _AttendAt
 from tests.kernels.histories import Histories
+from tests.kernels.sparse import Sparse
 from tests.tolerances import TOLERANCE
 
 pytestmark = [
@@ -78,3 +79,17 @@ def test_gradients_are_deterministic() -> None:
         interest = sdim.attend_at(values, offsets, queries, query_offsets, cuts, planes, 5)
         grads.append(torch.autograd.grad(interest.square().sum(), values)[0])
     assert torch.equal(*grads)
+
+
+def test_native_sparse_attention_is_that_of_the_cpu() -> None:
+    case = Sparse.random(70, group=3, stride=3, n_select=3, lengths=torch.tensor([70, 11]))
+    results = []
+    for device in ("cpu", "cuda"):
+        leaves = [x.to(device).requires_grad_() for x in case.tensors]
+        lengths = torch.tensor([70, 11], device=device)
+        q, k, v, gates = leaves
+        sizes = case.sizes | {"lengths": lengths}
+        out = nsa.native_sparse_attention(q, k, v, gates=gates, **sizes)
+        grads = torch.autograd.grad(out.square().sum(), leaves)
+        results.append([x.detach().cpu() for x in (out, *grads)])
+    torch.testing.assert_close(*results, **TOLERANCE[torch.float64])

@@ -92,7 +92,7 @@ import sys
 for name in ("ray", "mlflow", "polars", "pandas", "sklearn", "pyarrow", "triton"):
     sys.modules[name] = None
 """
-    use = "import hashtab.kernels.sdim, hashtab.kernels.dense, hashtab.kernels.core\n"
+    use = "import hashtab.kernels.sdim, hashtab.kernels.dense, hashtab.kernels.nsa\n"
     result = subprocess.run(
         [sys.executable, "-c", code + use],
         env=os.environ | {"HASHTAB_CACHE_DIR": str(tmp_path)},

@@ -1,0 +1,1 @@
+"""Parts of `experiments/tabular.py`: data, splits, models, runs, and what is made of results."""

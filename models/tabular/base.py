@@ -1,0 +1,343 @@
+"""What TabNSA's classifier and regressor share: from a frame to trained networks and back."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.model_selection import KFold, StratifiedKFold
+from sklearn.utils import Tags, check_random_state
+from sklearn.utils.validation import _check_sample_weight, check_consistent_length, check_is_fitted
+
+from hashtab.models.tabular import files, transfer
+from hashtab.models.tabular.embedding import Encoded, SharedTokens, TableTokens
+from hashtab.models.tabular.encoding import NumericEncoder
+from hashtab.models.tabular.explain import contributions
+from hashtab.models.tabular.losses import Loss
+from hashtab.models.tabular.network import TabNSANetwork
+from hashtab.models.tabular.progress import Progress
+from hashtab.models.tabular.served import ServedTable
+from hashtab.models.tabular.settings import (
+    Attention,
+    Columns,
+    Fusion,
+    NetworkSettings,
+    Numeric,
+    Readout,
+    TrainingSettings,
+)
+from hashtab.models.tabular.table import Frame, Table
+from hashtab.models.tabular.threads import threads
+from hashtab.models.tabular.training import Fold, Sample, Trainer
+
+Array = npt.NDArray[Any]
+Settings = TypeVar("Settings", NetworkSettings, TrainingSettings)
+
+_PREDICTED_ROWS = 1024  # at once, so that memory does not grow with the table
+_EXPLAINED_ROWS = 1000  # of the training set, for `feature_importances_`
+
+
+class Labelled(NamedTuple):
+    """A frame with its target as the loss reads it, and weights `[N]`, all above zero."""
+
+    frame: Frame
+    target: Array
+    weight: Array
+
+
+class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
+    """What classifier and regressor share; the parameters are documented there."""
+
+    _PLAIN: ClassVar[tuple[str, ...]] = ("n_features_in_", "n_iter_", "history_")
+
+    def __init__(
+        self,
+        *,
+        categorical_features: Sequence[str | int] | None,
+        width: int,
+        blocks: int,
+        mixer: bool,
+        mixer_width: int,
+        attention: Attention,
+        heads: int,
+        block: int,
+        selected: int,
+        window: int,
+        fusion: Fusion,
+        columns: Columns,
+        numeric: Numeric,
+        bins: int,
+        readout: Readout,
+        readout_width: int,
+        members: int,
+        dropout: float,
+        folds: int,
+        learning_rate: float,
+        weight_decay: float,
+        batch_size: int | None,
+        max_epochs: int,
+        patience: int,
+        clip: float,
+        time_budget: float | None,
+        device: str,
+        random_state: int | np.random.RandomState | None,
+        n_jobs: int | None,
+        verbose: int,
+    ) -> None:
+        for name, value in locals().items():
+            if name not in ("self", "__class__"):
+                setattr(self, name, value)
+
+    def _loss(self) -> Loss:
+        raise NotImplementedError
+
+    def _target_scale(self) -> tuple[float, float]:
+        """Return what predictions are multiplied by, and what is added then."""
+        return 1.0, 0.0
+
+    def _fit(
+        self,
+        data: Labelled,
+        held_out: Labelled | None,
+        warm_start_from: "BaseTabNSA | None",
+        freeze_backbone: bool,
+    ) -> Self:
+        """Fit on data whose target the subclass has checked; the table is `self.table_`."""
+        settings = self._settings(TrainingSettings)
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        self.device_ = _device(self.device)
+        # A fork of the generator: the caller's own stream of random numbers is left as it was.
+        with torch.random.fork_rng(), threads(self.n_jobs):
+            torch.manual_seed(seed)
+            numbers, _ = self.table_.values(data.frame)
+            self.encoder_ = NumericEncoder(numbers, self.bins)
+            folds = self._folds(data, held_out, settings.folds, seed)
+            self.network_ = self._network(len(folds), self._settings(NetworkSettings))
+            if warm_start_from is not None:
+                self._carry_over(warm_start_from, freeze_backbone)
+            sample = self._sample(data)
+            if isinstance(self.network_.tokens, TableTokens):
+                self.network_.order_columns(sample.rows)
+            validation = sample if held_out is None else self._sample(held_out)
+            self._train(sample, validation, folds, settings, seed)
+            self._rate_columns(sample.rows)
+        return self
+
+    def _train(
+        self,
+        sample: Sample,
+        held_out: Sample,
+        folds: list[Fold],
+        settings: TrainingSettings,
+        seed: int,
+    ) -> None:
+        with Progress(settings.max_epochs, self.verbose) as progress:
+            trainer = Trainer(
+                self.network_, self._loss(), sample, held_out, folds, settings, seed, progress
+            )
+            self.history_ = trainer.fit()
+        self.n_iter_ = len(self.history_)
+        self.network_.cpu()
+
+    def _read(self, x: Any, fit: bool) -> Frame:
+        """Return `x` as a frame; in fit it says what the table is."""
+        if not fit:
+            return self.table_.frame(x, self)
+        frame = Frame(x, self)
+        self.table_ = Table.of(frame, self.categorical_features)
+        self._name_features()
+        return frame
+
+    def _name_features(self) -> None:
+        self.n_features_in_ = len(self.table_.names)
+        if self.table_.named:
+            self.feature_names_in_ = np.array(self.table_.names, dtype=object)
+        elif hasattr(self, "feature_names_in_"):
+            del self.feature_names_in_
+
+    def _labelled(self, frame: Frame, target: Array, sample_weight: Any) -> Labelled:
+        """Check lengths and weights, and leave rows of no weight out."""
+        check_consistent_length(target, range(frame.rows))
+        weight = _check_sample_weight(
+            sample_weight, np.empty(frame.rows), dtype=np.float64, ensure_non_negative=True
+        )
+        if not weight.any():
+            raise ValueError("sample_weight must not be zero for all rows")
+        kept = weight > 0
+        if kept.all():
+            return Labelled(frame, target, weight)
+        return Labelled(frame.rows_where(kept), target[kept], weight[kept])
+
+    def _network(self, networks: int, settings: NetworkSettings) -> TabNSANetwork:
+        levels = tuple(len(known) for known in self.table_.categories)
+        outputs, numeric = self._loss().outputs, len(self.table_.numeric)
+        return TabNSANetwork(networks, numeric, levels, outputs, settings).to(self.device_)
+
+    def _settings(self, kind: type[Settings]) -> Settings:
+        return kind(**{field.name: getattr(self, field.name) for field in fields(kind)})
+
+    def _carry_over(self, source: "BaseTabNSA", freeze_backbone: bool) -> None:
+        check_is_fitted(source)
+        if self._settings(NetworkSettings) != source._settings(NetworkSettings):
+            raise ValueError(
+                "warm_start_from must have the same settings of the network, got "
+                f"{source._settings(NetworkSettings)} for {self._settings(NetworkSettings)}"
+            )
+        shared = transfer.Shared.of(self.table_, source.table_)
+        if len(shared.tokens[0]) == 0:
+            raise ValueError("warm_start_from must share a column by name and kind, got none")
+        transfer.carry_encoder(self.encoder_, source.encoder_, shared)
+        transfer.carry_network(self.network_, source.network_, shared)
+        if freeze_backbone:
+            transfer.freeze_backbone(self.network_)
+
+    def _folds(
+        self, data: Labelled, held_out: Labelled | None, count: int, seed: int
+    ) -> list[Fold]:
+        rows = np.arange(len(data.target))
+        if held_out is not None:
+            return [Fold(rows, np.arange(len(held_out.target)))] * count
+        parts = min(5 if count == 1 else count, len(rows) // 2)
+        if parts < 2:
+            return [Fold(rows, rows)] * count
+        with warnings.catch_warnings():
+            # A class with fewer rows than folds is in most of them all the same.
+            warnings.simplefilter("ignore", UserWarning)
+            splits = list(self._splitter(data.target, parts, seed).split(rows, data.target))
+        return [Fold(*splits[i % parts]) for i in range(count)]
+
+    def _splitter(self, target: Array, parts: int, seed: int) -> KFold | StratifiedKFold:
+        counts = np.unique(target, return_counts=True)[1] if target.dtype.kind == "i" else [0]
+        kind = StratifiedKFold if max(counts) >= parts else KFold
+        return kind(parts, shuffle=True, random_state=seed)
+
+    def _sample(self, data: Labelled) -> Sample:
+        weight = (data.weight / data.weight.mean()).astype(np.float32)
+        return Sample(
+            Encoded(*(part.to(self.device_) for part in self._encode(data.frame))),
+            torch.from_numpy(data.target).to(self.device_),
+            torch.from_numpy(weight).to(self.device_),
+        )
+
+    def _encode(self, frame: Frame) -> Encoded:
+        numbers, categories = self.table_.values(frame)
+        linear, place, missing = self.encoder_(torch.from_numpy(numbers))
+        parts = (linear, place, missing, torch.from_numpy(self.table_.codes(categories)))
+        return Encoded(*(part.T[None].contiguous() for part in parts))
+
+    def _predict(self, x: Any) -> Array:
+        """Return predictions `[N, P]` averaged over networks and members."""
+        check_is_fitted(self)
+        numbers, categories = self.table_.values(self._read(x, fit=False))
+        inputs = (torch.from_numpy(numbers), torch.from_numpy(self.table_.codes(categories)))
+        served = self.served()
+        with torch.no_grad(), threads(self.n_jobs):
+            parts = zip(*(part.split(_PREDICTED_ROWS) for part in inputs), strict=True)
+            return torch.cat([served.average(*part) for part in parts]).double().numpy()
+
+    def served(self) -> ServedTable:
+        """Return a module from numbers `[N, Fn]` float64 and codes `[N, Fc]` to predictions.
+
+        It scales the numbers itself, and is what exports hold: see `ServedTable`.
+        """
+        check_is_fitted(self)
+        return ServedTable(self.encoder_, self.network_, self._loss(), *self._target_scale())
+
+    def _rate_columns(self, rows: Encoded) -> None:
+        """Keep each column's mean share of predictions on training rows, of sum 1."""
+        if isinstance(self.network_.tokens, SharedTokens):
+            return
+        some = Encoded(*(part[..., :_EXPLAINED_ROWS].cpu() for part in rows))
+        rating = np.abs(self._shares(some)).mean(0)
+        self.feature_importances_ = rating / max(rating.sum(), np.finfo(float).tiny)
+
+    def explain(self, x: Any) -> Any:
+        """Say what drove each row's prediction: gradient times input, column by column.
+
+        Classifiers explain the class that they predict, regressors their first output. The table
+        is compared with its own mean row, so give more rows than one.
+
+        Returns:
+            A frame of the type of `x` with a column for each of the table's, `[N, F]`; an array
+            if `x` is none.
+        """
+        check_is_fitted(self)
+        frame = self.table_.frame(x, self)
+        shares = self._shares(self._encode(frame))
+        if not frame.named:
+            return shares
+        return type(x)({name: shares[:, i] for i, name in enumerate(self.table_.names)})
+
+    def _shares(self, rows: Encoded) -> Array:
+        if isinstance(self.network_.tokens, SharedTokens):
+            raise ValueError('explain needs columns="own": shared tokens stand for no one column')
+        output = self._loss().predict(self.network_(rows)).mean((0, 1)).argmax(1)
+        shares = contributions(self.network_, rows, output) * self._target_scale()[0]
+        order = np.argsort([*self.table_.numeric, *self.table_.categorical])
+        return shares.numpy()[:, order]
+
+    def save(self, folder: str | Path) -> None:
+        """Write the fitted estimator into a new folder: safetensors and JSON, no pickle.
+
+        Raises:
+            FileExistsError: `folder` exists and is not empty.
+        """
+        check_is_fitted(self)
+        state = {name: getattr(self, name) for name in self._PLAIN if hasattr(self, name)}
+        content = {
+            "kind": type(self).__name__,
+            "parameters": self.get_params(deep=False),
+            "table": asdict(self.table_),
+            "networks": len(self.network_.head),
+            "state": {name: _plain(value) for name, value in state.items()},
+        }
+        weights = {f"network.{k}": v for k, v in self.network_.state_dict().items()}
+        weights |= {f"encoder.{k}": v for k, v in self.encoder_.state_dict().items()}
+        files.save(Path(folder), content, weights)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no estimator in `folder`.
+            ValueError: it is of another class or format.
+        """
+        content, weights = files.load(Path(folder), cls.__name__)
+        estimator = cls(**content["parameters"])
+        estimator.table_ = Table.from_plain(content["table"])
+        for name, value in content["state"].items():
+            setattr(estimator, name, np.array(value) if isinstance(value, list) else value)
+        estimator._name_features()
+        estimator.device_ = torch.device("cpu")
+        parts = {
+            part: {k.partition(".")[2]: v for k, v in weights.items() if k.startswith(part)}
+            for part in ("encoder", "network")
+        }
+        estimator.encoder_ = NumericEncoder.from_state(parts["encoder"])
+        network = estimator._network(content["networks"], estimator._settings(NetworkSettings))
+        network.load_state_dict(parts["network"])
+        estimator.network_ = network.eval().requires_grad_(False)
+        return estimator
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        tags.input_tags.categorical = True
+        tags.input_tags.string = True
+        return tags
+
+
+def _device(device: str) -> torch.device:
+    if device != "auto":
+        return torch.device(device)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value

@@ -1,0 +1,83 @@
+"""The TabNSA network: tokens of columns, blocks of attention beside a TabMixer, a readout."""
+
+import torch
+from torch import Tensor, nn
+
+from hashtab.models.tabular.blocks import ColumnAttention, TabNSABlock
+from hashtab.models.tabular.embedding import Encoded, SharedTokens, TableTokens
+from hashtab.models.tabular.order import correlation_order
+from hashtab.models.tabular.settings import NetworkSettings
+from hashtab.models.tabular.stacked import Dropout, LayerNorm, Linear, uniform
+
+
+class TabNSANetwork(nn.Module):
+    """S networks of M BatchEnsemble members each, over one table's columns.
+
+    Args:
+        networks: S; every parameter is `[S, ...]`, so networks are trained side by side and share
+            nothing.
+        numeric: number of columns of numbers, Fn.
+        levels: number of categories of each categorical column.
+        outputs: numbers that the network answers with, O.
+        settings: of the network.
+    """
+
+    def __init__(
+        self,
+        networks: int,
+        numeric: int,
+        levels: tuple[int, ...],
+        outputs: int,
+        settings: NetworkSettings,
+    ) -> None:
+        super().__init__()
+        self.members = settings.members
+        tokens = TableTokens if settings.columns == "own" else SharedTokens
+        self.tokens = tokens(networks, numeric, levels, settings)
+        columns, width = self.tokens.count, settings.width
+        if settings.members > 1:
+            signs = torch.randint(2, (networks, columns, settings.members, 1, width)) * 2.0 - 1
+            self.adapter = nn.Parameter(signs)
+        blocks = (TabNSABlock(networks, columns, settings) for _ in range(settings.blocks))
+        self.blocks = nn.Sequential(*blocks)
+        self.readout = Readout(networks, columns, settings)
+        hidden = settings.readout_width
+        self.head = uniform(networks, self.members, hidden, outputs, fan_in=hidden)
+        self.head_bias = nn.Parameter(torch.zeros(networks, self.members, 1, outputs))
+
+    def order_columns(self, rows: Encoded) -> None:
+        """Make neighbours of columns that correlate in `rows` `[1, F, N]`, for sparse attention."""
+        for module in self.modules():
+            if isinstance(module, ColumnAttention) and module.sparse:
+                module.order.copy_(correlation_order(rows))
+
+    def forward(self, x: Encoded) -> Tensor:
+        """Answer for rows `[S, F, B]`, or `[1, F, B]` for all networks alike: `[S, M, B, O]`."""
+        return self.answer(self.tokens(x))
+
+    def answer(self, tokens: Tensor) -> Tensor:
+        """Answer for tokens `[S, T, B, D]`: `[S, M, B, O]`."""
+        if self.members > 1:
+            tokens = (tokens[:, :, None] * self.adapter).flatten(2, 3)
+        hidden = self.readout(self.blocks(tokens))
+        hidden = hidden.unflatten(1, (self.members, -1))
+        return hidden @ self.head + self.head_bias
+
+
+class Readout(nn.Module):
+    """A hidden layer over all tokens, or over their mean: `[S, T, R, D]` -> `[S, R, width]`."""
+
+    def __init__(self, networks: int, columns: int, settings: NetworkSettings) -> None:
+        super().__init__()
+        self.flattens = settings.flattens(columns)
+        inputs = settings.width * (columns if self.flattens else 1)
+        self.norm = LayerNorm(networks, settings.width)
+        self.linear = Linear(networks, inputs, settings.readout_width)
+        self.dropout = Dropout(settings.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Read the tokens."""
+        x = self.norm(x)
+        x = x.transpose(1, 2).flatten(2) if self.flattens else x.mean(1)
+        hidden: Tensor = self.dropout(self.linear(x).relu())
+        return hidden

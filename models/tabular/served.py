@@ -1,0 +1,52 @@
+"""A fitted TabNSA as one module from raw numbers and category codes to predictions."""
+
+from torch import Tensor, nn
+
+from hashtab.models.tabular.blocks import ColumnAttention
+from hashtab.models.tabular.embedding import Encoded
+from hashtab.models.tabular.encoding import NumericEncoder
+from hashtab.models.tabular.losses import Loss
+from hashtab.models.tabular.network import TabNSANetwork
+
+
+class ServedTable(nn.Module):
+    """Encode, run all networks, average: nothing of it depends on the values, so it exports.
+
+    Args:
+        encoder: of the numbers.
+        network: fitted networks.
+        loss: says what answers mean.
+        scale: of the target, 1 for classes.
+        shift: of the target, 0 for classes.
+    """
+
+    def __init__(
+        self,
+        encoder: NumericEncoder,
+        network: TabNSANetwork,
+        loss: Loss,
+        scale: float,
+        shift: float,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.network, self.loss = encoder, network, loss
+        self.scale, self.shift = scale, shift
+
+    def average(self, numbers: Tensor, codes: Tensor) -> Tensor:
+        """Return predictions `[N, P]` of numbers `[N, Fn]` float64 and codes `[N, Fc]` int64."""
+        parts = (*self.encoder(numbers), codes)
+        answers = self.network(Encoded(*(part.T[None] for part in parts)))
+        predictions = self.loss.predict(answers).mean((0, 1))
+        return predictions * self.scale + self.shift
+
+    def forward(self, numbers: Tensor, codes: Tensor) -> Tensor:
+        """Return float32 probabilities `[N, K]`, means `[N]` or quantiles `[N, Q]`."""
+        predictions = self.average(numbers, codes)
+        return predictions[:, 0] if predictions.shape[1] == 1 else predictions
+
+    def for_export(self) -> "ServedTable":
+        """Return this module with attention in its plain definition, which exports."""
+        for module in self.modules():
+            if isinstance(module, ColumnAttention):
+                module.impl = "reference"
+        return self
