@@ -26,7 +26,7 @@ class _Inputs(nn.Module):
 
     def __init__(self, estimator: Estimator) -> None:
         super().__init__()
-        self.served = estimator.served()
+        self.served = estimator.served().for_export()
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
         rows = next(iter(inputs.values())).shape[0]

@@ -1,6 +1,7 @@
 """One training on a table: fit, test, export, and the plots of what came out."""
 
 import shutil
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,7 +21,7 @@ from hashtab.serving.table_bundle import TableBundle
 _LATEST = 0.2  # share of rows in time order that a training validates on
 
 
-def fit(settings: TableTrainSettings, data: TableData, *, verbose: int = 1) -> Estimator:
+def fit(settings: TableTrainSettings, data: TableData, *, verbose: int = 0) -> Estimator:
     """Fit an estimator on the rows to learn from.
 
     Where rows are in time order it validates on the latest of them, else as it chooses itself.
@@ -67,7 +68,7 @@ def train_run(run: TableRun, data: TableData) -> None:
         BundleError: if torch and onnxruntime disagree.
     """
     begun = time.perf_counter()
-    estimator = fit(run.settings, data)
+    estimator = fit(run.settings, data, verbose=int(sys.stderr.isatty()))
     seconds = time.perf_counter() - begun
     classes = getattr(estimator, "classes_", None)
     predicted = predictions(estimator, data.test)

@@ -130,6 +130,8 @@ def summary(run: TableRun) -> str:
             importances_table(result.importances),
             "",
             f"run    {shown(run.folder)}",
+            f"bundle {bundle}",
+            f"test   {held_out}, the rows held out",
             f"plots  {shown(run.plots)}",
             f"MLflow {uri}, run {run.tracked_as}",
             "",
