@@ -69,7 +69,8 @@ class ColumnAttention(nn.Module):
         q, k, v = self._by_row(self.projections(tokens), x.shape).chunk(3, 2)
         mixed = self._sparse(q, k, v, tokens, x.shape) if self.sparse else _dense(q, k, v)
         mixed = mixed.reshape(networks, rows, columns, width).transpose(1, 2)
-        return self.out(mixed.flatten(1, 2)).view(x.shape)
+        out: Tensor = self.out(mixed.flatten(1, 2))
+        return out.view(x.shape)
 
     def _by_row(self, tokens: Tensor, shape: torch.Size) -> Tensor:
         """Return `[S, T * R, n * H * E]` as sequences of columns `[S * R, T, n * H, E]`."""

@@ -4,10 +4,11 @@ import torch
 from torch import Tensor
 
 from hashtab.models.tabular.embedding import Encoded
+from hashtab.models.tabular.losses import Loss
 from hashtab.models.tabular.network import TabNSANetwork
 
 
-def contributions(network: TabNSANetwork, rows: Encoded, output: Tensor) -> Tensor:
+def contributions(network: TabNSANetwork, rows: Encoded, loss: Loss) -> Tensor:
     """Return `[N, T]`: the gradient of an output with respect to each token, times the token.
 
     A token's mean over the given rows is its baseline, so a column that is alike in all rows has
@@ -17,21 +18,20 @@ def contributions(network: TabNSANetwork, rows: Encoded, output: Tensor) -> Tens
     Args:
         network: fitted networks; their answers are averaged.
         rows: `[1, F, N]`.
-        output: `[N]` int64, which output of each row is explained.
+        loss: says which output of a row is explained.
     """
+    size = network.rows_at_once()
+    parts = [Encoded(*part) for part in zip(*(x.split(size, -1) for x in rows), strict=True)]
+    with torch.no_grad():
+        sums = [network.tokens(part).sum(2, keepdim=True) for part in parts]
+        mean = torch.stack(sums).sum(0) / rows.codes.shape[-1]
+    return torch.cat([_shares(network, part, loss, mean) for part in parts])
+
+
+def _shares(network: TabNSANetwork, rows: Encoded, loss: Loss, mean: Tensor) -> Tensor:
     with torch.enable_grad():
         tokens = network.tokens(rows).detach().requires_grad_()
-        answers = network.answer(tokens).mean((0, 1))
-        chosen = answers.gather(1, output[:, None]) - _others(answers, output)
-        (gradient,) = torch.autograd.grad(chosen.sum(), tokens)
-    with torch.no_grad():
-        centered = tokens - tokens.mean(2, keepdim=True)
-        return (gradient * centered).sum((0, 3)).T
-
-
-def _others(answers: Tensor, output: Tensor) -> Tensor:
-    """Return the mean of each row's other outputs: logits mean something as differences only."""
-    if answers.shape[1] == 1:
-        return torch.zeros_like(answers)
-    own = answers.gather(1, output[:, None])
-    return (answers.sum(1, keepdim=True) - own) / (answers.shape[1] - 1)
+        explained = loss.explained(network.answer(tokens))
+        (gradient,) = torch.autograd.grad(explained.sum(), tokens)
+    shares: Tensor = (gradient * (tokens.detach() - mean)).sum((0, 3))
+    return shares.T

@@ -21,6 +21,9 @@ class Loss(Protocol):
     def of_predictions(self, predictions: Tensor, target: Tensor) -> Tensor:
         """Return the loss `[..., B]` of averaged predictions, which chooses the best epoch."""
 
+    def explained(self, answers: Tensor) -> Tensor:
+        """Return the number `[B]` of answers `[S, M, B, O]` that explanations are about."""
+
 
 class CrossEntropy:
     """Class probabilities by softmax; targets are class indices."""
@@ -41,6 +44,14 @@ class CrossEntropy:
         tiny = torch.finfo(predictions.dtype).tiny
         return self._pick(-predictions.clamp_min(tiny).log(), target)
 
+    def explained(self, answers: Tensor) -> Tensor:
+        """Return the predicted class's mean logit above the mean of the others."""
+        chosen = self.predict(answers).mean((0, 1)).argmax(-1, keepdim=True)
+        logits = answers.mean((0, 1))
+        # Logits mean something as differences only.
+        above = logits.gather(-1, chosen) - logits.mean(-1, keepdim=True)
+        return above[:, 0] * self.outputs / (self.outputs - 1)
+
     @staticmethod
     def _pick(losses: Tensor, target: Tensor) -> Tensor:
         index = target[..., None].expand(*losses.shape[:-1], 1)
@@ -59,6 +70,10 @@ class SquaredError:
     def predict(self, answers: Tensor) -> Tensor:
         """Return the answers."""
         return answers
+
+    def explained(self, answers: Tensor) -> Tensor:
+        """Return the mean answer."""
+        return answers.mean((0, 1))[:, 0]
 
     of_predictions = of_answers
 
@@ -79,5 +94,9 @@ class Pinball:
     def predict(self, answers: Tensor) -> Tensor:
         """Return the answers, sorted where they cross."""
         return answers.sort(-1).values if self.outputs > 1 else answers
+
+    def explained(self, answers: Tensor) -> Tensor:
+        """Return the mean of the first quantile's answers."""
+        return answers.mean((0, 1))[:, 0]
 
     of_predictions = of_answers
