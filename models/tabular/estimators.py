@@ -35,7 +35,7 @@ class TabNSAClassifier(ClassifierMixin, BaseTabNSA):  # type: ignore[misc]
         device: "cpu", "cuda", ... to train on; "auto" takes a GPU where there is one. Predictions
             are made on the CPU.
         random_state: seed of folds, initial weights and order of rows.
-        n_jobs: threads to compute with; None leaves torch's number, -1 takes all cores.
+        n_jobs: threads to compute with; None is 1, as in scikit-learn, and -1 all cores.
         verbose: a bar over the epochs where not 0.
         class_weight: None, "balanced", or a weight for each class.
 
@@ -204,7 +204,7 @@ class TabNSARegressor(RegressorMixin, BaseTabNSA):  # type: ignore[misc]
         device: "cpu", "cuda", ... to train on; "auto" takes a GPU where there is one. Predictions
             are made on the CPU.
         random_state: seed of folds, initial weights and order of rows.
-        n_jobs: threads to compute with; None leaves torch's number, -1 takes all cores.
+        n_jobs: threads to compute with; None is 1, as in scikit-learn, and -1 all cores.
         verbose: a bar over the epochs where not 0.
         quantiles: of the target to predict, each between 0 and 1; its mean when None.
 
