@@ -26,7 +26,7 @@ class TableTrainSettings:
         network: what the network is made of.
         training: how it is trained.
         seed: of the rows held out, initial weights, the order of rows and dropout.
-        threads: cores used; all of this machine by default.
+        threads: cores to train on; one by default, which is the fastest for small tables.
         storage: folder of all runs.
         run_name: name of the run and its folder; made of the target and a digest of data and
             settings by default.
