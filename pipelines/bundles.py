@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 from dataclasses import asdict, replace
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +14,17 @@ from hashtab.features.dataset import Dataset
 from hashtab.features.sources import ITEM, USER, sha256
 from hashtab.features.storage import Array, write_text
 from hashtab.models.ctr import ClickModel
+from hashtab.pipelines.bundle_folders import bundle_at, digest_of, versions
 from hashtab.pipelines.checkpoints import planes_digest
 from hashtab.pipelines.command_line import SettingsError
 from hashtab.pipelines.onnx_graphs import encoder_graph, scorer_graph, write_graphs
 from hashtab.pipelines.parity import Case, cases, check_parity, record_of
 from hashtab.pipelines.saved_model import load_model
 from hashtab.serving.bundle import Bundle
-from hashtab.serving.errors import BundleError
 from hashtab.serving.golden import GoldenBatch
 from hashtab.serving.manifest import (
     CATALOGUE,
+    CLICKS,
     ENCODERS,
     FORMAT,
     GOLDEN,
@@ -33,7 +34,6 @@ from hashtab.serving.manifest import (
 )
 from hashtab.serving.store.record import RECENT_LIMIT
 
-LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 _GOLDEN_CASES = 8
 _GOLDEN_BEHAVIOURS = 1024
 _MODEL_FILES = ("model.pt", "model.json")
@@ -59,28 +59,15 @@ def export_model(
         BundleError: if torch and onnxruntime disagree.
     """
     _check_data(model_folder, dataset)
-    if target.exists() and not _is_empty(target):
-        return _existing(target, _model_digest(model_folder))
-    model = load_model(model_folder)
-    check_servable(model)
-    building = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
-    try:
-        manifest = _build(building, model, model_folder, dataset, metrics)
-        building.rename(target)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-    return manifest
+    build = partial(_build, model_folder=model_folder, dataset=dataset, metrics=metrics)
+    return bundle_at(target, BundleManifest, _model_digest(model_folder), build)
 
 
 def _build(
-    folder: Path,
-    model: ClickModel,
-    model_folder: Path,
-    dataset: Dataset,
-    metrics: dict[str, dict[str, float]],
+    folder: Path, *, model_folder: Path, dataset: Dataset, metrics: dict[str, dict[str, float]]
 ) -> BundleManifest:
+    model = load_model(model_folder)
+    check_servable(model)
     _write_parts(folder, model, dataset)
     draft = _draft(folder, model, model_folder, dataset, metrics)
     bundle = Bundle(folder, draft)
@@ -106,26 +93,7 @@ def _check_data(model_folder: Path, dataset: Dataset) -> None:
 
 
 def _model_digest(model_folder: Path) -> str:
-    digests = [sha256(model_folder / name) for name in _MODEL_FILES]
-    return hashlib.sha256("".join(digests).encode()).hexdigest()
-
-
-def _is_empty(target: Path) -> bool:
-    return target.is_dir() and not any(target.iterdir())
-
-
-def _existing(target: Path, model_digest: str) -> BundleManifest:
-    """Return the manifest of a bundle that is there, if it is whole and of this model."""
-    try:
-        manifest = BundleManifest.read(target)
-        if manifest.model_digest == model_digest:
-            manifest.check_files(target)
-            return manifest
-    except BundleError as error:
-        raise SettingsError(
-            f"{error} (first remove {target}, or choose another --output)"
-        ) from error
-    raise SettingsError(f"{target} exists and holds another model; choose another --output")
+    return digest_of(model_folder / name for name in _MODEL_FILES)
 
 
 def check_servable(model: ClickModel) -> None:
@@ -166,9 +134,10 @@ def _draft(
     items = {schema.item_name, *schema.item_categorical, *schema.item_numeric}
     draft = BundleManifest(
         format=FORMAT,
+        kind=CLICKS,
         run=model_folder.resolve().parent.name,
         model_digest=_model_digest(model_folder),
-        versions={"hashtab": version("hashtab"), **{name: version(name) for name in LIBRARIES}},
+        versions=versions(),
         encoder=model.settings.encoder,
         fingerprint="0" * 16,
         planes_digest=planes_digest(model),

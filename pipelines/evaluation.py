@@ -67,9 +67,19 @@ class Predictions:
 
     def calibration(self) -> tuple[tuple[float, ...], ...]:
         """Return (mean prediction, share of positives) of equally many samples each, rising."""
-        order = np.argsort(self.scores, kind="stable")
-        groups = np.array_split(order, min(CALIBRATION_GROUPS, len(order)))
-        return tuple((float(self.scores[g].mean()), float(self.labels[g].mean())) for g in groups)
+        return calibration_groups(self.labels, self.scores)
+
+
+def calibration_groups(labels: NDArray[Any], scores: NDArray[Any]) -> tuple[tuple[float, ...], ...]:
+    """Return (mean score, mean label) of equally many samples each, in the order of the scores.
+
+    Args:
+        labels: `[Q]`.
+        scores: `[Q]`.
+    """
+    order = np.argsort(scores, kind="stable")
+    groups = np.array_split(order, min(CALIBRATION_GROUPS, len(order)))
+    return tuple((float(scores[g].mean()), float(labels[g].mean())) for g in groups)
 
 
 def predict(

@@ -1,4 +1,4 @@
-"""A bundle as an MLflow model: its scorer for MLflow's own tools, and beside it the whole bundle.
+"""A bundle as an MLflow model: its graph for MLflow's own tools, and beside it the whole bundle.
 
 MLflow's tools check and convert each input, which takes longer than to score it; serving reads the
 bundle.
@@ -12,9 +12,7 @@ import numpy as np
 import onnx
 from onnx import ValueInfoProto
 
-from hashtab.serving.bundle import Bundle
-from hashtab.serving.golden import GoldenBatch
-from hashtab.serving.manifest import GOLDEN, SCORER
+from hashtab.serving.opening import AnyBundle
 
 if TYPE_CHECKING:
     from mlflow.models import Model
@@ -25,7 +23,7 @@ _REQUIRED = ("onnxruntime", "numpy", "onnx")
 _ONE_THREAD = {"intra_op_num_threads": 1, "inter_op_num_threads": 1}
 
 
-def write_model(bundle: Bundle, folder: Path, model: "Model") -> None:
+def write_model(bundle: AnyBundle, folder: Path, model: "Model") -> None:
     """Write the files of an MLflow model.
 
     Args:
@@ -36,25 +34,21 @@ def write_model(bundle: Bundle, folder: Path, model: "Model") -> None:
     import mlflow.onnx
     from mlflow.models import ModelSignature
 
-    graph = onnx.load(bundle.folder / SCORER)  # with the weights, which lie in a file beside it
+    graph = onnx.load(
+        bundle.folder / bundle.graph
+    )  # with the weights, which lie in a file beside it
     versions = bundle.manifest.versions
     mlflow.onnx.save_model(
         graph,
         folder,
         mlflow_model=model,
         signature=ModelSignature(_schema(graph.graph.input), _schema(graph.graph.output)),
-        input_example=input_example(bundle),
+        input_example=bundle.example(),
         pip_requirements=[f"{name}=={versions[name]}" for name in _REQUIRED],
         onnx_execution_providers=["CPUExecutionProvider"],
         onnx_session_options=_ONE_THREAD,
     )
     shutil.copytree(bundle.folder, folder / BUNDLE)
-
-
-def input_example(bundle: Bundle) -> dict[str, Any]:
-    """Return the scorer's inputs by name, of the first user of the golden batch."""
-    golden = GoldenBatch.read(bundle.folder / GOLDEN)
-    return {name: column[:1] for name, column in golden.scorer_inputs.items()}
 
 
 def _schema(tensors: "list[ValueInfoProto]") -> "Schema":

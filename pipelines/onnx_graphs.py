@@ -31,7 +31,7 @@ Example = dict[str, tuple[Tensor, dict[int, Dim]]]
 def encoder_graph(model: ClickModel) -> ModelProto:
     """Export `ServedEncoder`; users and length are dynamic."""
     columns = _columns("behaviour", model.features.behaviour, {0: _USERS, 1: _LENGTH})
-    return _export(ServedEncoder(model), columns, ("increments", "codes", "vectors"))
+    return export_graph(ServedEncoder(model), columns, ("increments", "codes", "vectors"))
 
 
 def scorer_graph(model: ClickModel) -> ModelProto:
@@ -51,7 +51,7 @@ def scorer_graph(model: ClickModel) -> ModelProto:
     inputs |= _columns("context", features.context, per_candidate)
     if settings.counters:
         inputs["counters"] = torch.ones(2, 3, len(features.counters)), per_candidate
-    return _export(ServedScorer(model), inputs, ("scores",))
+    return export_graph(ServedScorer(model), inputs, ("scores",))
 
 
 def write_graphs(graphs: Mapping[str, ModelProto], folder: Path) -> None:
@@ -90,7 +90,14 @@ def _columns(role: str, features: tuple[Feature, ...], dynamic: dict[int, Dim]) 
     return {f"{role}.{f.name}": (torch.ones(2, 3, dtype=dtypes[f.kind]), dynamic) for f in features}
 
 
-def _export(module: nn.Module, inputs: Example, outputs: tuple[str, ...]) -> ModelProto:
+def export_graph(module: nn.Module, inputs: Example, outputs: tuple[str, ...]) -> ModelProto:
+    """Export a module that takes `inputs` by name.
+
+    Args:
+        module: its `forward` has one argument, `inputs`.
+        inputs: name -> an example and its dynamic sizes.
+        outputs: their names.
+    """
     example = {name: tensor for name, (tensor, _) in inputs.items()}
     shapes = {name: dynamic for name, (_, dynamic) in inputs.items()}
     quiet = logging.getLogger("torch.onnx")

@@ -1,6 +1,6 @@
 """Plots of finished runs, drawn from their results alone and without a display."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -26,7 +26,7 @@ def plot_rivals(test_metrics: Mapping[str, Mapping[str, float]], folder: Path) -
     """Draw rivals, given by name and test metrics, beside each other."""
     folder.mkdir(parents=True, exist_ok=True)
     by_history(test_metrics, folder, "test gAUC of the rivals")
-    figure, axes = _figure("test gAUC", "")
+    figure, axes = axes_of("test gAUC", "")
     names = list(test_metrics)
     values = [metrics["gauc"] for metrics in test_metrics.values()]
     bars = axes.barh(names[::-1], values[::-1], color=COLOURS[0])
@@ -56,23 +56,32 @@ def learning_curves(result: Result, path: Path) -> None:
 
 def calibration(result: Result, path: Path) -> None:
     """Draw the share of positives against the prediction, in groups of equally many samples."""
-    figure, axes = _figure("mean prediction", "share of positives")
-    highest = 0.0
-    for colour, split in zip(COLOURS, _splits(result), strict=False):
-        predicted, observed = zip(*result.calibration[split], strict=True)
+    lines = {}
+    for split in _splits(result):
         error = result.metrics[split]["calibration_error"]
-        label = f"{split}, expected error {error:.3f}"
+        lines[f"{split}, expected error {error:.3f}"] = result.calibration[split]
+    draw_calibration(lines, f"{result.name}: calibration", path)
+
+
+def draw_calibration(
+    lines: Mapping[str, Sequence[Sequence[float]]], title: str, path: Path
+) -> None:
+    """Draw lines of (mean prediction, share of positives), given by their labels."""
+    figure, axes = axes_of("mean prediction", "share of positives")
+    highest = 0.0
+    for colour, (label, groups) in zip(COLOURS, lines.items(), strict=False):
+        predicted, observed = zip(*groups, strict=True)
         axes.plot(predicted, observed, "o-", color=colour, label=label)
         highest = max(highest, *predicted, *observed)
     axes.plot([0, highest], [0, highest], color="grey", linewidth=0.8, linestyle=":")
-    axes.set_title(f"{result.name}: calibration")
+    axes.set_title(title)
     axes.legend(frameon=False)
     figure.savefig(path, dpi=DPI)
 
 
 def by_history(metrics: Mapping[str, Mapping[str, float]], folder: Path, title: str) -> None:
     """Draw gAUC by history length, one line for each named set of metrics."""
-    figure, axes = _figure("behaviours before the request", "gAUC")
+    figure, axes = axes_of("behaviours before the request", "gAUC")
     present = [
         (name, label) for name, label in _buckets() if any(name in m for m in metrics.values())
     ]
@@ -98,7 +107,8 @@ def _splits(result: Result) -> list[str]:
     return [split for split in ("validation", "test") if split in result.metrics]
 
 
-def _figure(x: str, y: str) -> tuple[Figure, Axes]:
+def axes_of(x: str, y: str) -> tuple[Figure, Axes]:
+    """Return a figure of the usual size, and its axes with their names."""
     figure = Figure(figsize=_SIZE, layout="constrained")
     axes = figure.subplots()
     dress(axes, x, y)

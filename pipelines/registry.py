@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from hashtab.pipelines.command_line import SettingsError
 from hashtab.pipelines.mlflow_model import BUNDLE, write_model
 from hashtab.pipelines.tracking import connect, said_in_one_line
-from hashtab.serving.bundle import Bundle
 from hashtab.serving.errors import BundleError, BundleFormatError
-from hashtab.serving.manifest import BundleManifest
+from hashtab.serving.manifest import Manifest
+from hashtab.serving.opening import AnyBundle, open_any, read_any
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -45,7 +45,7 @@ def register(bundle_folder: Path, name: str, tracking_uri: str, run_id: str | No
         BundleError: if the bundle cannot be used; nothing was registered.
         SettingsError: if MLflow cannot be used.
     """
-    bundle = Bundle.open(bundle_folder)
+    bundle = open_any(bundle_folder)
     registry = Registry(tracking_uri, name)
     version = registry.find(bundle) or registry.add(bundle, run_id)
     if registry.aliases().get(CHAMPION) != version:
@@ -129,14 +129,14 @@ class Registry:
         with said_in_one_line(self.uri):
             self._client.delete_registered_model_alias(self.name, alias)
 
-    def find(self, bundle: Bundle) -> int | None:
+    def find(self, bundle: AnyBundle) -> int | None:
         """Return the version that holds a bundle, if there is one."""
         query = f"name = '{self.name}' and tags.{_DIGEST} = '{bundle.manifest.digest}'"
         with said_in_one_line(self.uri):
             found = self._client.search_model_versions(query)
         return max((int(version.version) for version in found), default=None)
 
-    def add(self, bundle: Bundle, run_id: str | None) -> int:
+    def add(self, bundle: AnyBundle, run_id: str | None) -> int:
         """Add a bundle as a new version without alias; returns its number.
 
         The version appears when all its files are in the store.
@@ -160,7 +160,7 @@ class Registry:
             )
         return int(version.version)
 
-    def _run_of(self, bundle: Bundle) -> str:
+    def _run_of(self, bundle: AnyBundle) -> str:
         """Return a new run, for a bundle whose training is not known here, to belong to."""
         found = self._client.get_experiment_by_name(self.name)
         experiment = found.experiment_id if found else self._client.create_experiment(self.name)
@@ -168,7 +168,7 @@ class Registry:
         self._client.set_terminated(run_id)
         return run_id
 
-    def _log(self, bundle: Bundle, run_id: str) -> "LoggedModel":
+    def _log(self, bundle: AnyBundle, run_id: str) -> "LoggedModel":
         """Log the MLflow model of a bundle."""
         from mlflow.entities import LoggedModelOutput
         from mlflow.models import Model
@@ -280,13 +280,8 @@ class Registry:
         return f"it has versions {numbers}, aliases {named or 'none'}"
 
 
-def _tags(manifest: BundleManifest) -> dict[str, Any]:
-    return {
-        _DIGEST: manifest.digest,
-        "fingerprint": manifest.fingerprint,
-        "data_digest": manifest.data_digest,
-        "run": manifest.run,
-    }
+def _tags(manifest: Manifest) -> dict[str, Any]:
+    return {_DIGEST: manifest.digest, **manifest.tags}
 
 
 def _cache() -> Path:
@@ -301,7 +296,7 @@ def _holds(folder: Path, digest: str) -> bool:
         BundleFormatError: if another version of hashtab wrote it: it is lost to this one alone.
     """
     try:
-        manifest = BundleManifest.read(folder)
+        manifest = read_any(folder)
         manifest.check_files(folder)
     except BundleFormatError:
         raise

@@ -1,7 +1,6 @@
 """Requests to score: files of several forms become one, and what cannot be scored is named."""
 
 import re
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +19,10 @@ from hashtab.features.sources import (
     SourceFile,
     key,
     microseconds,
-    sha256,
 )
 from hashtab.features.storage import map_arrow
 from hashtab.features.tables import INDEX, ROW
+from hashtab.pipelines.table_files import find_files, hashes, one_line, scan
 from hashtab.serving.bundle import Bundle
 from hashtab.serving.errors import RequestError
 from hashtab.serving.manifest import BundleManifest
@@ -35,6 +34,7 @@ REQUEST, USER_COLUMN, CANDIDATES, CANDIDATE, TIME_COLUMN = (
     "candidate",
     "time",
 )
+_WHAT = "requests"
 _OTHERS = "_different_"  # before a column: how many values of it one request's rows have
 
 
@@ -70,9 +70,9 @@ class RequestFiles:
         Raises:
             RequestError: if there is none, or a file lacks a column that the model reads.
         """
-        paths = _paths(pattern)
+        paths = find_files(pattern, _WHAT)
         manifest, types = bundle.manifest, _types(bundle)
-        schema = dict(_scan(paths, types).collect_schema())
+        schema = dict(scan(paths, types, _WHAT).collect_schema())
         one_a_row = CANDIDATE in schema
         if not one_a_row and CANDIDATES not in schema:
             raise RequestError(
@@ -100,10 +100,7 @@ class RequestFiles:
 
     def hashes(self) -> list[SourceFile]:
         """Return name, size and sha256 of each file."""
-        return [
-            SourceFile(path=path.name, size=path.stat().st_size, sha256=sha256(path))
-            for path in self.paths
-        ]
+        return hashes(self.paths)
 
     def write(self, target: Path, rows_per_group: int) -> int:
         """Write all requests as Parquet, one a row, in the order of the files.
@@ -118,7 +115,7 @@ class RequestFiles:
             RequestError: if a file cannot be read to its end, a request's name comes twice, or a
                 list of context has another length than its candidates.
         """
-        frame = _scan(self.paths, self.types).select(*self.columns)
+        frame = scan(self.paths, self.types, _WHAT).select(*self.columns)
         user = _user(self.columns[USER_COLUMN], self.text_users)
         frame = frame.with_columns(user.alias(USER_COLUMN))
         if TIME_COLUMN in self.columns:
@@ -134,8 +131,9 @@ class RequestFiles:
         try:
             frame.sink_parquet(temporary, row_group_size=rows_per_group)
         except pl.exceptions.PolarsError as error:
-            reason = " ".join(str(error).split("\n\n")[0].split())
-            raise RequestError(f"requests {self.paths[0]} cannot be read: {reason}") from error
+            raise RequestError(
+                f"requests {self.paths[0]} cannot be read: {one_line(error)}"
+            ) from error
         count = self._check(temporary)
         temporary.replace(target)
         return count
@@ -180,23 +178,6 @@ def context_columns(manifest: BundleManifest) -> list[str]:
     """Return the columns of a request that the model reads besides user and candidates."""
     names = [f.name for f in manifest.features.context if f.name not in manifest.time_features]
     return [*names, *([TIME_COLUMN] if manifest.time_features else [])]
-
-
-def _paths(pattern: str) -> tuple[Path, ...]:
-    path = Path(pattern)
-    if path.is_dir():
-        found: Iterable[Path] = (p for p in path.iterdir() if p.suffix in (".csv", ".parquet"))
-    elif path.exists():
-        found = [path]
-    else:
-        anchor = Path(path.anchor) if path.is_absolute() else Path()
-        found = anchor.glob(str(path.relative_to(path.anchor)))
-    paths = tuple(sorted(found))
-    if not paths:
-        raise RequestError(f"no requests in {pattern}: name a CSV or Parquet file, folder or glob")
-    if len({p.suffix for p in paths}) > 1:
-        raise RequestError(f"requests in {pattern} must all be CSV or all be Parquet")
-    return paths
 
 
 def _types(bundle: Bundle) -> dict[str, type[pl.DataType]]:
@@ -245,26 +226,6 @@ def _user(dtype: pl.DataType, text: bool) -> pl.Expr:
     if text or dtype.is_integer():
         return users.cast(pl.String if text else pl.Int64, strict=False)
     return users.str.strip_chars().str.replace(r"\.0+$", "").cast(pl.Int64, strict=False)
-
-
-def _scan(paths: tuple[Path, ...], types: dict[str, type[pl.DataType]]) -> pl.LazyFrame:
-    """Scan files; of a CSV, numbers and text are read as `types` says, whatever it begins with."""
-    try:
-        if paths[0].suffix == ".csv":
-            frame = pl.scan_csv(
-                list(paths),
-                try_parse_dates=True,
-                infer_schema_length=None,  # a file must not be read otherwise for its first rows
-                schema_overrides=types,
-                glob=False,
-            )
-        else:
-            frame = pl.scan_parquet(list(paths), glob=False)
-        frame.collect_schema()
-    except (pl.exceptions.PolarsError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise RequestError(f"requests {paths[0]} cannot be read: {reason}") from error
-    return frame
 
 
 def _check_types(

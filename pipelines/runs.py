@@ -1,18 +1,16 @@
-"""The folder of one run: who it belongs to, how it goes, and what came out."""
+"""The run of a click model's training: its settings, how it goes, and what came out."""
 
 import json
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 from hashtab.features.manifest import Manifest
 from hashtab.features.plain import build
-from hashtab.features.storage import TEMPORARY, exclusive, write_text
 from hashtab.pipelines.checkpoints import Epoch
 from hashtab.pipelines.command_line import SettingsError
-from hashtab.pipelines.settings import TrainSettings, differences, identity, run_name
+from hashtab.pipelines.run_folder import RunFolder
+from hashtab.pipelines.settings import TrainSettings, identity, run_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,26 +37,15 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(RunFolder):
     """One training's folder and settings; both can be sent to workers.
 
     Args:
         folder: absolute, named as the run.
         settings: of the training, with absolute paths.
-
-    Attributes:
-        work: what is done in the folder, in a word.
     """
 
-    work: ClassVar[str] = "training"
-
-    folder: Path
     settings: TrainSettings
-
-    @property
-    def name(self) -> str:
-        """Name of the run."""
-        return self.folder.name
 
     @property
     def checkpoint(self) -> Path:
@@ -71,73 +58,14 @@ class Run:
         return self.folder / "progress.jsonl"
 
     @property
-    def model(self) -> Path:
-        """Folder of the trained model."""
-        return self.folder / "model"
-
-    @property
-    def plots(self) -> Path:
-        """Folder of the plots."""
-        return self.folder / "plots"
-
-    @property
-    def begun(self) -> bool:
-        """Whether a training was begun in this folder."""
-        return self._owner.exists()
-
-    @property
-    def finished(self) -> bool:
-        """Whether the training is over."""
-        return self._result.exists()
-
-    @property
     def result(self) -> Result:
         """What a finished training came to."""
-        result: Result = build(Result, json.loads(self._result.read_text()), "result")
+        result: Result = build(Result, self.read_result(), "result")
         return result
 
     def finish(self, result: Result) -> None:
         """Store the result; the run is finished from then on."""
-        write_text(self._result, json.dumps(asdict(result), indent=1) + "\n")
-
-    @property
-    def tracked_as(self) -> str | None:
-        """Id of the MLflow run, once there is one."""
-        found: str | None = self._record()["mlflow_run_id"]
-        return found
-
-    @property
-    def tracked_in(self) -> str:
-        """Tracking URI of the store that holds the MLflow run, or is to hold it."""
-        return self._record().get("tracking_uri") or self.settings.tracking_uri
-
-    def track_as(self, run_id: str, tracking_uri: str) -> None:
-        """Remember the MLflow run and its store, so that a resumed training goes on in it."""
-        self._write(self._record() | {"mlflow_run_id": run_id, "tracking_uri": tracking_uri})
-
-    @property
-    def published(self) -> bool:
-        """Whether the training is over and MLflow knows all of it."""
-        return self.begun and bool(self._record()["published"])
-
-    def publish(self) -> None:
-        """Remember that MLflow knows all."""
-        self._write(self._record() | {"published": True})
-
-    @property
-    def _result(self) -> Path:
-        return self.folder / "result.json"
-
-    @property
-    def _owner(self) -> Path:
-        return self.folder / "run.json"
-
-    def _record(self) -> dict[str, Any]:
-        record: dict[str, Any] = json.loads(self._owner.read_text())
-        return record
-
-    def _write(self, record: dict[str, Any]) -> None:
-        write_text(self._owner, json.dumps(record, indent=1) + "\n")
+        self.write_result(asdict(result))
 
     @classmethod
     def find_or_resume(cls, settings: TrainSettings, manifest: Manifest) -> Self:
@@ -161,56 +89,11 @@ class Run:
         Raises:
             SettingsError: naming what differs.
         """
-        if not self.begun:
-            return
-        differ = differences(self._record()["identity"], self.identity(manifest))
-        if differ:
-            raise SettingsError(
-                f"{self.folder} holds another {self.work}: {differ}; "
-                "give its settings and data, or another --run_name"
-            )
-
-    def check_resume(self) -> None:
-        """Refuse to go on with a run unasked, or to resume what was never begun.
-
-        Raises:
-            SettingsError: that tells the choices.
-        """
-        if self.settings.resume and not self.begun:
-            raise SettingsError(f"nothing to resume: there is no {self.folder}")
-        if self.begun and not self.settings.resume:
-            state, what = ("finished", "show its result") if self.finished else ("begun", "go on")
-            raise SettingsError(
-                f"this {self.work} was {state} before, in {self.folder}: add --resume to {what}, "
-                "or begin anew with another --run_name or --seed"
-            )
+        self.refuse_another(self.identity(manifest))
 
     def begin(self, manifest: Manifest) -> None:
         """Make the folder of a new run; nothing where it is there."""
-        if not self.begun:
-            decisive = self.identity(manifest)
-            self._write({"identity": decisive, "mlflow_run_id": None, "published": False})
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the run for this process; the lock ends with it, however it ends.
-
-        Files that a killed writer left without their names are removed.
-
-        Raises:
-            SettingsError: if another process is training this run.
-        """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(exclusive(self.folder / ".lock"))
-            except BlockingIOError as error:
-                raise SettingsError(
-                    f"another process is training {self.folder}; wait for it or stop it"
-                ) from error
-            for stray in self.folder.rglob(TEMPORARY):
-                stray.unlink(missing_ok=True)
-            yield
+        self.make(self.identity(manifest))
 
 
 def absolute(settings: TrainSettings) -> TrainSettings:

@@ -6,14 +6,10 @@ requests.parquet --output scores` writes a row for each request, in their order.
 moment and run again, it does what is left; `--verify` counts an output again.
 """
 
-import json
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 if __package__ in (None, ""):
     # The package, and not this folder with its plain names, is what imports are to find.
@@ -22,14 +18,11 @@ if __package__ in (None, ""):
 import polars as pl
 
 from hashtab.features.dataset import Dataset
-from hashtab.features.errors import DataError, disk_errors
-from hashtab.features.plain import build
-from hashtab.features.sources import sha256
-from hashtab.features.storage import TEMPORARY, exclusive, write_text
-from hashtab.pipelines.cluster import cluster
+from hashtab.features.errors import DataError
 from hashtab.pipelines.command_line import SettingsError, parse
 from hashtab.pipelines.encoding import absolute_store, moment, tables_of
 from hashtab.pipelines.leave import STOPPED
+from hashtab.pipelines.outputs import MANIFEST, Output, say_ignored, scan_parts, unreadable
 from hashtab.pipelines.places import DEFAULT_TRACKING, python_script, shown
 from hashtab.pipelines.registry import find_bundle
 from hashtab.pipelines.requests import CANDIDATE, CANDIDATES, REQUEST, RequestFiles
@@ -43,13 +36,9 @@ from hashtab.pipelines.scoring import (
     UNKNOWN,
     Scoring,
 )
-from hashtab.pipelines.settings import differences
-from hashtab.pipelines.shard_tasks import run_shards
 from hashtab.serving.bundle import Bundle
 from hashtab.serving.errors import BundleError, RequestError
 from hashtab.serving.store import StoreError, open_store
-
-MANIFEST, SUCCESS = "_MANIFEST.json", "_SUCCESS"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,98 +114,20 @@ def score(settings: ScoreSettings) -> Summary:
         SettingsError: if a setting cannot be used, or the output holds another job.
         BundleError, DataError, StoreError, RequestError: if one of these cannot be used.
     """
-    output = Path(settings.output).resolve()
+    output = Output(Path(settings.output).resolve(), Scoring, Summary, count)
     if settings.verify:
-        return verified(output)
+        return output.verified()
     if settings.bundle is None or settings.requests is None:
         raise SettingsError("--bundle and --requests must be given")
     if settings.as_of is not None and settings.data is None:
         raise SettingsError("--as_of cuts the histories of --data: give that too, or leave it out")
     bundle = Bundle.open(find_bundle(settings.bundle, settings.tracking_uri).resolve())
     files = RequestFiles.find(settings.requests, bundle)
-    job, place = _job(settings, output, bundle, files)
-    with _only_writer(output), disk_errors(output):
-        for stray in output.glob(TEMPORARY):
-            stray.unlink()
-        scoring = plan(job, place, files)
-        if (output / SUCCESS).exists():
-            scoring.asked.unlink(missing_ok=True)
-            return verified(output)
-        return _finish(scoring, settings)
-
-
-@contextmanager
-def _only_writer(output: Path) -> Iterator[None]:
-    """Hold an output folder, made where it is not there, for this process alone."""
-    with ExitStack() as stack:
-        try:
-            output.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(exclusive(output / ".lock"))
-        except BlockingIOError as error:
-            raise SettingsError(f"another process writes to {output}; wait for it") from error
-        except OSError as error:
-            raise SettingsError(
-                f"output {output} cannot be written ({error.strerror}): give another --output, or "
-                "change its permissions"
-            ) from error
-        yield
-
-
-def _finish(scoring: Scoring, settings: ScoreSettings) -> Summary:
-    """Score the parts that are not there, and seal the output."""
-    parts = [scoring.part(number) for number in range(scoring.parts)]
-    left = [number for number, part in enumerate(parts) if not part.exists()]
-    if left:
-        with cluster(settings.workers, settings.address):
-            run_shards(scoring, left, settings.workers)
-    summary = count(scoring)
-    sealed = {"summary": asdict(summary), "files": {part.name: sha256(part) for part in parts}}
-    write_text(Path(scoring.output) / SUCCESS, json.dumps(sealed, indent=1) + "\n")
-    scoring.asked.unlink(missing_ok=True)
-    return summary
-
-
-def plan(job: Scoring, place: str | None, files: RequestFiles) -> Scoring:
-    """Return the job of an output folder, fixed in its manifest before anything is scored.
-
-    Args:
-        job: that is asked for, without the count of its requests.
-        place: the store in words, without a password; None for none.
-        files: of the requests.
-
-    Raises:
-        SettingsError: if the folder holds another job.
-        RequestError: if the requests cannot be used, or the folder's manifest cannot be read.
-    """
-    output = Path(job.output)
-    manifest = output / MANIFEST
-    if manifest.exists():
-        begun = _begun(output)
-        differ = differences(_decisive(begun), _decisive(replace(job, store=place)))
-        if differ:
-            raise SettingsError(
-                f"{output} holds the scores of another job: {differ}; give another --output, or "
-                "remove it"
-            )
-        if not job.asked.exists() and not (output / SUCCESS).exists():
-            files.write(
-                job.asked, job.rows
-            )  # a part of a sealed output was removed, to be made again
-        return replace(job, count=begun.count)
-    if files.ignored:
-        print(f"columns not read: {', '.join(files.ignored)}", file=sys.stderr)
-    planned = replace(job, count=files.write(job.asked, job.rows))
-    write_text(manifest, replace(planned, store=place).to_json())
-    return planned
-
-
-def _begun(output: Path) -> Scoring:
-    try:
-        return Scoring.from_json((output / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
-        raise RequestError(
-            f"{output / MANIFEST} cannot be read ({error}): remove {output} and score again"
-        ) from error
+    job, place = _job(settings, output.folder, bundle, files)
+    if not (output.folder / MANIFEST).exists():
+        say_ignored(files.ignored)
+    shown = replace(job, store=place)
+    return output.score(job, files.write, settings.workers, settings.address, shown=shown)
 
 
 def _job(
@@ -257,23 +168,13 @@ def _job(
     return job, place
 
 
-def _decisive(job: Scoring) -> dict[str, Any]:
-    """What decides the scores; bundle and data may have moved."""
-    names = ("bundle_digest", "requests", "rows", "store", "tables", "data_digest", "as_of", "top")
-    return {name: getattr(job, name) for name in names}
-
-
 def count(scoring: Scoring) -> Summary:
     """Count the scores of all parts.
 
     Raises:
         RequestError: if a part is missing or cannot be read, or a request is not there once.
     """
-    parts = [scoring.part(number) for number in range(scoring.parts)]
-    for part in parts:
-        if not part.exists():
-            raise RequestError(f"{part} is missing: run the same command again, without --verify")
-    rows = pl.scan_parquet(parts)
+    rows = scan_parts(scoring)
     try:
         if scoring.one_a_row:
             rows = rows.group_by(REQUEST).agg(
@@ -290,11 +191,7 @@ def count(scoring: Scoring) -> Summary:
             pl.col(MISSING).sum(),
         ).collect()
     except pl.exceptions.PolarsError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise RequestError(
-            f"the parts of {scoring.output} cannot be read ({reason}): remove the one that is "
-            "damaged and run the same command again"
-        ) from error
+        raise unreadable(scoring, error) from error
     row = found.row(0, named=True)
     if not row["requests"] == row.pop("names") == scoring.count:
         raise RequestError(
@@ -302,34 +199,6 @@ def count(scoring: Scoring) -> Summary:
             "remove it and score again"
         )
     return Summary(**row)
-
-
-def verified(output: Path) -> Summary:
-    """Count a finished output and hold it, byte by byte, against what was written at its end.
-
-    Raises:
-        RequestError: if it is not finished, or naming the part that is missing or was altered.
-    """
-    if not (output / SUCCESS).exists():
-        raise RequestError(
-            f"{output} is not finished ({SUCCESS} is missing): run the command again"
-        )
-    try:
-        sealed = json.loads((output / SUCCESS).read_text())
-        said, files = build(Summary, sealed["summary"], SUCCESS), dict(sealed["files"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise RequestError(
-            f"{output / SUCCESS} was altered: remove {output} and score again"
-        ) from error
-    for name, digest in files.items():
-        path = output / name
-        if not path.exists() or sha256(path) != digest:
-            what = "was altered or damaged" if path.exists() else "is missing"
-            raise RequestError(f"{path} {what}: remove {output} and score again")
-    found = count(_begun(output))
-    if found != said:
-        raise RequestError(f"{output} holds {found}, but ended with {said}: score again")
-    return found
 
 
 def report(settings: ScoreSettings, summary: Summary, seconds: float) -> str:

@@ -1,19 +1,15 @@
 """Scores one part of a file of requests after another, each part written whole or not at all."""
 
-import json
 import math
-import os
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from hashtab.features.histories import Histories
-from hashtab.features.plain import build
 from hashtab.features.samples import time_features
-from hashtab.features.sources import SourceFile
 from hashtab.features.storage import Array
 from hashtab.pipelines.encoding import (
     open_bundle,
@@ -21,6 +17,7 @@ from hashtab.pipelines.encoding import (
     record_of_user,
     tables_of,
 )
+from hashtab.pipelines.outputs import Job, write_durably
 from hashtab.pipelines.requests import CANDIDATE, CANDIDATES, REQUEST, TIME_COLUMN, USER_COLUMN
 from hashtab.serving.bundle import Bundle, Candidates
 from hashtab.serving.store import (
@@ -48,38 +45,26 @@ _BYTES_AT_ONCE = 1 << 26  # of their tables in memory
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scoring:
-    """One job, fixed before it begins; a part of it is scored by any process that sees its places.
+class Scoring(Job):
+    """One job of requests of a click model.
 
     Args:
-        bundle: folder.
-        bundle_digest: of the bundle's manifest.
-        requests: the files, as they were when the job began.
-        count: of the requests.
         one_a_row: whether a row of requests and scores is a candidate and not a request.
-        rows: requests of a part, the last one's apart.
         store: URL of the user tables; None for none.
         tables: what the store says that they were encoded from; None where it does not say.
         data: prepared data set, whose histories are encoded where a user has no table.
         data_digest: of that data set.
         as_of: microseconds; of these histories what is earlier counts.
         top: candidates kept of a request, best first; all, in the order asked, when None.
-        output: folder.
     """
 
-    bundle: str
-    bundle_digest: str
-    requests: tuple[SourceFile, ...]
-    count: int
     one_a_row: bool
-    rows: int
     store: str | None
     tables: str | None = None
     data: str | None
     data_digest: str | None
     as_of: int | None
     top: int | None
-    output: str
 
     @property
     def opened(self) -> Bundle:
@@ -87,22 +72,11 @@ class Scoring:
         return open_bundle(self.bundle, self.bundle_digest)
 
     @property
-    def parts(self) -> int:
-        """Number of parts; one at least, so that no requests give a file with none."""
-        return max(1, -(-self.count // self.rows))
-
-    def part(self, number: int) -> Path:
-        """Return the file of a part's scores."""
-        return Path(self.output) / f"part-{number:05d}-of-{self.parts:05d}.parquet"
-
-    @property
-    def asked(self) -> Path:
-        """The requests in one form, one a row; there until all is scored."""
-        return Path(self.output) / "_requests.parquet"
-
-    def requests_of(self, number: int) -> pl.DataFrame:
-        """Return the requests of a part."""
-        return pl.scan_parquet(self.asked).slice(number * self.rows, self.rows).collect()
+    def decisive(self) -> dict[str, Any]:
+        """What decides the scores; bundle and data may have moved."""
+        asked = ("bundle_digest", "requests", "rows", "store", "tables")
+        names = (*asked, "data_digest", "as_of", "top")
+        return {name: getattr(self, name) for name in names}
 
     def __call__(self, number: int) -> list[str]:
         """Score one part; does nothing where its file is there.
@@ -119,7 +93,7 @@ class Scoring:
             return []
         scores, said = self.score(self.requests_of(number))
         self._check_same_tables()
-        _write_durably(target, scores)
+        write_durably(target, scores)
         return said
 
     def _check_same_tables(self) -> None:
@@ -141,16 +115,6 @@ class Scoring:
             for user, (record, source) in users.records(some).items():
                 asked.score(user, record, source)
         return asked.answers(self.top, self.one_a_row), users.said
-
-    def to_json(self) -> str:
-        """Return the job as JSON."""
-        return json.dumps(asdict(self), indent=1) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> "Scoring":
-        """Read what `to_json` wrote."""
-        scoring: Scoring = build(cls, json.loads(text), "_MANIFEST.json")
-        return scoring
 
 
 class _Asked:
@@ -315,12 +279,3 @@ def _places(histories: Histories, users: list[User]) -> dict[User, int]:
 def _users_at_once(bundle: Bundle) -> int:
     table = 4 * max(1, math.prod(bundle.layout.shape))
     return min(_USERS_AT_ONCE, max(1, _BYTES_AT_ONCE // table))
-
-
-def _write_durably(target: Path, frame: pl.DataFrame) -> None:
-    """Write Parquet by temporary name, sync and rename: a kill or a power cut leaves no half."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    frame.write_parquet(temporary)
-    with temporary.open("rb") as written:
-        os.fsync(written.fileno())
-    temporary.replace(target)

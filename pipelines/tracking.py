@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hashtab.pipelines.checkpoints import Epoch
 from hashtab.pipelines.cluster import ROOT
 from hashtab.pipelines.command_line import SettingsError, flatten
+from hashtab.pipelines.run_folder import RunFolder
 from hashtab.pipelines.runs import Result, Run
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ _SILENCE_S = 60.0
 _SYSTEM_METRICS_S = 5
 # Steps of this metric tell which epochs a resumed run has already logged.
 _EPOCH_METRIC = "train/loss"
+_MOST_AT_ONCE = 1000  # metrics that MLflow takes in one batch
 _ACTIVE = "active"  # and not deleted, which can be undone
 
 
@@ -54,7 +56,7 @@ class Tracking:
                 f"{uri}: restore it, or choose another --experiment or --tracking_uri"
             )
 
-    def begin(self, run: Run, data_digest: str) -> "TrackedRun":
+    def begin(self, run: RunFolder, data_digest: str) -> "TrackedRun":
         """Begin the MLflow run of a training, or go on in it if this store has it.
 
         Raises:
@@ -69,18 +71,18 @@ class Tracking:
             # A parameter cannot change: of a resume with more workers, the first number stays.
             known = {*tracked.data.params, *tracked.data.tags}
             params = [param for param in _params(run, data_digest) if param.key not in known]
-            tags = [tag for tag in _tags() if tag.key not in known]
+            tags = [tag for tag in _tags(run.script) if tag.key not in known]
             self._client.log_batch(run_id, params=params, tags=tags)
             self._client.update_run(run_id, status="RUNNING")
             return TrackedRun(self._client, self.uri, run_id)
 
-    def add_artifacts(self, run: Run, folder: Path, name: str) -> None:
+    def add_artifacts(self, run: RunFolder, folder: Path, name: str) -> None:
         """Add a folder under a name to a training's run, also after its end, if it is here."""
         with said_in_one_line(self.uri):
             if self._find(run):
                 self._client.log_artifacts(run.tracked_as, str(folder), name)
 
-    def _find(self, run: Run) -> "MlflowRun | None":
+    def _find(self, run: RunFolder) -> "MlflowRun | None":
         """Return the MLflow run that a training has in this store; one in the bin is none."""
         from mlflow.exceptions import MlflowException
 
@@ -195,11 +197,30 @@ class TrackedRun:
             for name, value in metrics.items()
         }
         extra = {"best/epoch": result.best_epoch, "parameters": result.parameters}
-        self._log(values | extra | {"seconds": result.seconds}, result.best_epoch)
+        final = values | extra | {"seconds": result.seconds}
+        self.finish(final, result.best_epoch, (run.plots, run.model))
+
+    def finish(self, metrics: dict[str, float], step: int, folders: Iterable[Path]) -> None:
+        """Log final metrics and folders as artifacts, and end the run well."""
+        self._log(metrics, step)
         with said_in_one_line(self._uri):
-            for folder in (run.plots, run.model):
+            for folder in folders:
                 self._client.log_artifacts(self.run_id, str(folder), folder.name)
         self.end("FINISHED")
+
+    def log_curves(self, curves: Sequence[Mapping[str, float]]) -> None:
+        """Log curves in one go: a mapping of names to values for each epoch, from the first."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        metrics = [
+            Metric(name, value, now, step)
+            for step, values in enumerate(curves, start=1)
+            for name, value in values.items()
+        ]
+        with said_in_one_line(self._uri):
+            for start in range(0, len(metrics), _MOST_AT_ONCE):
+                self._client.log_batch(self.run_id, metrics[start : start + _MOST_AT_ONCE])
 
     def stop(self) -> None:
         """Stop watching the machine; the run itself stays as it is."""
@@ -220,7 +241,7 @@ class TrackedRun:
             self._client.log_batch(self.run_id, metrics=metrics)
 
 
-def _params(run: Run, data_digest: str) -> list[Any]:
+def _params(run: RunFolder, data_digest: str) -> list[Any]:
     from mlflow.entities import Param
 
     flat = {**flatten(run.settings), "data_digest": data_digest}
@@ -255,10 +276,10 @@ def _git(root: Path, *arguments: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def _tags() -> list[Any]:
+def _tags(script: str) -> list[Any]:
     from mlflow.entities import RunTag
 
-    tags = {"mlflow.source.name": "pipelines/train_sdim.py", "mlflow.source.type": "LOCAL"}
+    tags = {"mlflow.source.name": script, "mlflow.source.type": "LOCAL"}
     commit = source_commit(ROOT)
     if commit:
         tags["mlflow.source.git.commit"] = commit.sha

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from hashtab.features import encoders
@@ -18,6 +17,7 @@ from hashtab.features.storage import Array
 from hashtab.serving.errors import BundleError, RequestError
 from hashtab.serving.golden import GoldenBatch
 from hashtab.serving.manifest import CATALOGUE, ENCODER, ENCODERS, GOLDEN, SCORER, BundleManifest
+from hashtab.serving.session import open_session
 from hashtab.serving.store import COMPONENT_LIMIT, TableOverflowError, UserRecord, add
 
 _TOLERANCE = 1e-4  # of a score, between two machines' arithmetic
@@ -53,13 +53,15 @@ class Bundle:
         threads: that the scorer may use in one call; more than one may change a score's last digit.
     """
 
+    graph = SCORER
+
     def __init__(self, folder: Path, manifest: BundleManifest, threads: int = 1) -> None:
         self.folder = folder
         self.manifest = manifest
         self.layout = manifest.layout
-        self._scorer = _session(folder / SCORER, threads)
+        self._scorer = open_session(folder / SCORER, threads)
         # onnxruntime's threads add to one row of a table without a lock, and lose behaviours.
-        self._encoder = _session(folder / ENCODER, 1) if manifest.table.groups else None
+        self._encoder = open_session(folder / ENCODER, 1) if manifest.table.groups else None
 
     @classmethod
     def open(cls, path: str | Path, *, threads: int = 1) -> Self:
@@ -287,6 +289,11 @@ class Bundle:
             feed["recent_lengths"] = np.array(lengths, np.int64)
         return feed
 
+    def example(self) -> dict[str, Array]:
+        """Return the scorer's inputs by name, of the first user of the golden batch."""
+        golden = GoldenBatch.read(self.folder / GOLDEN)
+        return {name: column[:1] for name, column in golden.scorer_inputs.items()}
+
     def replay(self, golden: GoldenBatch) -> None:
         """Compute the golden batch again.
 
@@ -310,18 +317,6 @@ class Bundle:
                     f"{self.folder / ENCODER} hashes its golden batch to other buckets than its "
                     "export did; this onnxruntime cannot serve it"
                 )
-
-
-def _session(path: Path, threads: int) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions share no base of their own
-        reason = str(error).splitlines()[0]
-        raise BundleError(f"{path} cannot be loaded by onnxruntime: {reason}") from error
 
 
 def _column(column: Array, feature: Feature) -> Array:

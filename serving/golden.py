@@ -1,6 +1,7 @@
-"""The golden batch: inputs and answers that a bundle carries, to be replayed where it is loaded."""
+"""Golden batches: inputs and answers that a bundle carries, to be replayed where it is loaded."""
 
 import zipfile
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -13,7 +14,7 @@ from hashtab.serving.errors import BundleError
 
 @dataclass(frozen=True, kw_only=True)
 class GoldenBatch:
-    """What went into the two graphs at export, and what came out.
+    """What went into the two graphs of a click model at export, and what came out.
 
     Args:
         scorer_inputs: by name, of U users and C candidates.
@@ -34,7 +35,7 @@ class GoldenBatch:
         arrays = {f"scorer/{name}": array for name, array in self.scorer_inputs.items()}
         arrays |= {f"encoder/{name}": array for name, array in self.encoder_inputs.items()}
         answers = {"scores": self.scores, "increments": self.increments, "codes": self.codes}
-        np.savez_compressed(path, allow_pickle=False, **arrays, **answers)
+        write_arrays(path, arrays | answers)
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -43,19 +44,37 @@ class GoldenBatch:
         Raises:
             BundleError: if it cannot be read.
         """
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                arrays = dict(stored)
-            return cls(
-                scorer_inputs=_under("scorer/", arrays),
-                scores=arrays["scores"],
-                encoder_inputs=_under("encoder/", arrays),
-                increments=arrays["increments"],
-                codes=arrays["codes"],
-            )
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise BundleError(f"{path} cannot be read: {error}; export the model again") from error
+        arrays = read_arrays(path, ("scores", "increments", "codes"))
+        return cls(
+            scorer_inputs=under("scorer/", arrays),
+            scores=arrays["scores"],
+            encoder_inputs=under("encoder/", arrays),
+            increments=arrays["increments"],
+            codes=arrays["codes"],
+        )
 
 
-def _under(prefix: str, arrays: dict[str, Array]) -> dict[str, Array]:
+def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
+    """Write arrays as one compressed npz file."""
+    np.savez_compressed(path, allow_pickle=False, **arrays)
+
+
+def read_arrays(path: Path, needed: Iterable[str]) -> dict[str, Array]:
+    """Read what `write_arrays` wrote.
+
+    Raises:
+        BundleError: if it cannot be read, or lacks an array that is needed.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = dict(stored)
+        for name in needed:
+            arrays[name]
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise BundleError(f"{path} cannot be read: {error}; export the model again") from error
+    return arrays
+
+
+def under(prefix: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """Return the arrays whose names begin with a prefix, without it."""
     return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}

@@ -21,3 +21,11 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("may not mount a file system")
     yield small
     subprocess.run(["umount", str(small)], check=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run pipelines in one process, since two Ray clusters do not fit on one machine."""
+    for item in items:
+        folder = Path(item.nodeid.partition("::")[0])
+        group = "pipelines" if "pipelines" in folder.parts else str(folder)
+        item.add_marker(pytest.mark.xdist_group(group))

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from hashtab.pipelines.command_line import SettingsError
-from hashtab.pipelines.mlflow_model import input_example
 from hashtab.pipelines.registry import CHALLENGER, CHAMPION, Registry, find_bundle, register
 from hashtab.serving.bundle import Bundle
 from hashtab.serving.errors import BundleError
@@ -61,7 +60,7 @@ def artifacts(database: str, name: str, version: int) -> Path:
 def test_mlflow_scores_as_the_bundle_does(sdim_bundle: Path, database: str, name: str) -> None:
     version = register(sdim_bundle, name, database, None)
     bundle = Bundle.open(sdim_bundle)
-    example = input_example(bundle)
+    example = bundle.example()
     model = mlflow.pyfunc.load_model(f"models:/{name}@challenger")
     np.testing.assert_array_equal(model.predict(example)["scores"], bundle.run_scorer(example))
     signature = model.metadata.signature
@@ -85,7 +84,7 @@ def test_mlflows_command_line_predicts(
     subprocess.run(command, check=True, capture_output=True)
     found = json.loads((tmp_path / "out").read_text())["predictions"]["scores"]
     bundle = Bundle.open(sdim_bundle)
-    np.testing.assert_allclose(found, bundle.run_scorer(input_example(bundle)), atol=1e-6)
+    np.testing.assert_allclose(found, bundle.run_scorer(bundle.example()), atol=1e-6)
 
 
 def test_what_scores_it_is_pinned_and_what_it_is_is_tagged(

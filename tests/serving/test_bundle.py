@@ -187,7 +187,7 @@ def test_an_edited_manifest_is_refused(key: str, value: object, copy: Path) -> N
         Bundle.open(copy)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "7", "null", '{"format": 1}', "\0", "{}"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "7", "null", '{"format": 2}', "\0", "{}"])
 def test_a_manifest_that_is_none_is_refused(text: str, copy: Path) -> None:
     (copy / "manifest.json").write_text(text)
     with pytest.raises(BundleError, match=r"manifest\.json (is no manifest|has format None)"):
@@ -198,7 +198,7 @@ def test_a_manifest_of_a_future_format_is_refused_by_its_format(copy: Path) -> N
     path = copy / "manifest.json"
     plain = json.loads(path.read_text())
     path.write_text(json.dumps({"format": plain["format"] + 1, "graphs": ["new"]}))
-    with pytest.raises(BundleError, match=r"has format 2, this version reads 1; export"):
+    with pytest.raises(BundleError, match=r"has format 3, this version reads 2; export"):
         Bundle.open(copy)
 
 

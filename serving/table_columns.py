@@ -1,0 +1,148 @@
+"""Rows as people have them to the two matrices that the graph of a table reads.
+
+Categories are text to the graph, by the rules that the estimators have: `true` and `false`, whole
+numbers without a point, and the empty text for what is missing.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from hashtab.features.plain import did_you_mean
+from hashtab.serving.errors import RequestError
+from hashtab.serving.table_manifest import Column
+
+NUMERIC, CATEGORICAL = "numeric", "categorical"  # inputs of the graph
+
+Rows = Sequence[Mapping[str, Any]] | Mapping[str, Any] | pl.DataFrame | NDArray[Any]
+
+
+def matrices(rows: Rows, columns: Sequence[Column]) -> dict[str, NDArray[Any]]:
+    """Return the inputs of the graph by name: those of the two kinds that the model reads.
+
+    Args:
+        rows: N rows: a sequence of mappings, a mapping of columns, a polars frame, or an array
+            `[N, F]` with the columns in their order.
+        columns: that the model reads.
+
+    Returns:
+        `numeric` float64 `[N, Fn]` and `categorical` object `[N, Fc]`, text.
+
+    Raises:
+        RequestError: if a column is missing, or holds what is no number where one is needed.
+    """
+    found = {column.name: values for column, values in _values(rows, columns)}
+    count = len(next(iter(found.values())))
+    if any(len(values) != count for values in found.values()):
+        lengths = {name: len(values) for name, values in found.items()}
+        raise RequestError(f"all columns must be of one length, got {lengths}")
+    numeric = [column.name for column in columns if column.numeric]
+    categorical = [column.name for column in columns if not column.numeric]
+    feed: dict[str, NDArray[Any]] = {}
+    if numeric:
+        feed[NUMERIC] = np.empty((count, len(numeric)))
+        for i, name in enumerate(numeric):
+            feed[NUMERIC][:, i] = numbers(name, found[name])
+    if categorical:
+        feed[CATEGORICAL] = np.empty((count, len(categorical)), object)
+        for i, name in enumerate(categorical):
+            feed[CATEGORICAL][:, i] = texts(name, found[name])
+    return feed
+
+
+def _values(rows: Rows, columns: Sequence[Column]) -> list[tuple[Column, Any]]:
+    """Return the values of each column, of whatever type they come in."""
+    names = [column.name for column in columns]
+    if isinstance(rows, pl.DataFrame):
+        _check_columns(names, rows.columns)
+        return [(column, _of_polars(column, rows[column.name])) for column in columns]
+    if isinstance(rows, Mapping):
+        _check_columns(names, list(rows))
+        return [(column, rows[column.name]) for column in columns]
+    if isinstance(rows, np.ndarray):
+        if rows.ndim != 2 or rows.shape[1] != len(names):
+            raise RequestError(f"an array of rows must be [N, {len(names)}], got {rows.shape}")
+        return [(column, rows[:, i]) for i, column in enumerate(columns)]
+    try:
+        return [(column, [row[column.name] for row in rows]) for column in columns]
+    except KeyError:
+        number, row = next((i, r) for i, r in enumerate(rows) if not r.keys() >= set(names))
+        _check_columns(names, list(row), f"row {number}")
+        raise
+
+
+def _check_columns(wanted: Sequence[str], there: Sequence[str], where: str = "the table") -> None:
+    for name in wanted:
+        if name not in there:
+            raise RequestError(
+                f"{where} has no column {name!r}, which the model reads{did_you_mean(name, there)}"
+            )
+
+
+def _of_polars(column: Column, values: pl.Series) -> Any:
+    if not column.numeric:
+        return values.to_list()
+    number = values.dtype.is_numeric() or values.dtype in (pl.Boolean, pl.Null)
+    return values.cast(pl.Float64).to_numpy() if number else values.to_list()
+
+
+def numbers(name: str, values: Any) -> NDArray[np.float64]:
+    """Return values as float64, NaN where one is missing.
+
+    Args:
+        name: of their column.
+        values: numbers, or None.
+
+    Raises:
+        RequestError: if one is no number.
+    """
+    if isinstance(values, np.ndarray) and values.dtype.kind in "fiub":
+        return values.astype(np.float64, copy=False)
+    try:
+        return np.array([np.nan if value is None else value for value in values], np.float64)
+    except (TypeError, ValueError) as error:
+        wrong = next((value for value in values if not _is_number(value)), None)
+        raise RequestError(
+            f"column {name!r} must hold numbers, got {wrong!r}; leave a missing value empty"
+        ) from error
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(np.nan if value is None else value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def texts(name: str, values: Any) -> list[str]:
+    """Return categories as text, empty where one is missing.
+
+    Args:
+        name: of their column.
+        values: text, numbers, truth values, or None.
+
+    Raises:
+        RequestError: if one is none of these.
+    """
+    listed = values.tolist() if isinstance(values, np.ndarray) else values
+    return [value if type(value) is str else _text(name, value) for value in listed]
+
+
+def _text(name: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool | np.bool_):
+        return "true" if value else "false"
+    if isinstance(value, float | np.floating):
+        if np.isnan(value):
+            return ""
+        return str(int(value)) if float(value).is_integer() else str(value)
+    if isinstance(value, str | int | np.integer):
+        return str(value)
+    raise RequestError(
+        f"column {name!r} must hold text, numbers or truth values, got {type(value).__name__}"
+    )
