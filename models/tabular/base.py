@@ -40,7 +40,7 @@ Array = npt.NDArray[Any]
 Settings = TypeVar("Settings", NetworkSettings, TrainingSettings)
 
 # Of the training set, for `feature_importances_`: fewer of a table of thousands of columns.
-_EXPLAINED_ROWS, _EXPLAINED_AT_LEAST = 1000, 100
+_EXPLAINED_ROWS, _EXPLAINED_AT_LEAST = 300, 16
 
 
 class Labelled(NamedTuple):
@@ -265,7 +265,7 @@ class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
         self.feature_importances_ = rating / max(rating.sum(), np.finfo(float).tiny)
 
     def explain(self, x: Any) -> Any:
-        """Say what drove each row's prediction: gradient times input, column by column.
+        """Say what drove each row's prediction, column by column: integrated gradients.
 
         Classifiers explain the class that they predict, regressors their first output. The table
         is compared with its own mean row, so give more rows than one.

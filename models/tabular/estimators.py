@@ -338,7 +338,7 @@ class TabNSARegressor(RegressorMixin, BaseTabNSA):  # type: ignore[misc]
 
     def predict(self, X: Any) -> Array:
         """Return means `[N]` float64, or quantiles `[N]`, or `[N, Q]` for Q > 1 of them."""
-        predictions = self._predict(X)
+        predictions: Array = self._predict(X)
         if predictions.shape[1] > 1:
             return predictions
         single: Array = predictions[:, 0]
@@ -353,4 +353,5 @@ class TabNSARegressor(RegressorMixin, BaseTabNSA):  # type: ignore[misc]
 
 def _numbers(y: Any) -> Array:
     target = column_or_1d(y, warn=True)
-    return check_array(target, ensure_2d=False, dtype=np.float64, input_name="y")
+    numbers: Array = check_array(target, ensure_2d=False, dtype=np.float64, input_name="y")
+    return numbers

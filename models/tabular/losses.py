@@ -22,7 +22,7 @@ class Loss(Protocol):
         """Return the loss `[..., B]` of averaged predictions, which chooses the best epoch."""
 
     def explained(self, answers: Tensor) -> Tensor:
-        """Return the number `[B]` of answers `[S, M, B, O]` that explanations are about."""
+        """Return, for answers `[S, M, B, O]`, which sum `[B, O]` of them is explained."""
 
 
 class CrossEntropy:
@@ -45,12 +45,11 @@ class CrossEntropy:
         return self._pick(-predictions.clamp_min(tiny).log(), target)
 
     def explained(self, answers: Tensor) -> Tensor:
-        """Return the predicted class's mean logit above the mean of the others."""
-        chosen = self.predict(answers).mean((0, 1)).argmax(-1, keepdim=True)
-        logits = answers.mean((0, 1))
+        """Return the predicted class's logit less the mean of the others."""
+        chosen = self.predict(answers).mean((0, 1)).argmax(-1)
+        own = functional.one_hot(chosen, self.outputs).to(answers)
         # Logits mean something as differences only.
-        above = logits.gather(-1, chosen) - logits.mean(-1, keepdim=True)
-        return above[:, 0] * self.outputs / (self.outputs - 1)
+        return own - (1 - own) / (self.outputs - 1)
 
     @staticmethod
     def _pick(losses: Tensor, target: Tensor) -> Tensor:
@@ -72,8 +71,8 @@ class SquaredError:
         return answers
 
     def explained(self, answers: Tensor) -> Tensor:
-        """Return the mean answer."""
-        return answers.mean((0, 1))[:, 0]
+        """Return the answer."""
+        return torch.ones_like(answers[0, 0])
 
     of_predictions = of_answers
 
@@ -96,7 +95,9 @@ class Pinball:
         return answers.sort(-1).values if self.outputs > 1 else answers
 
     def explained(self, answers: Tensor) -> Tensor:
-        """Return the mean of the first quantile's answers."""
-        return answers.mean((0, 1))[:, 0]
+        """Return the first quantile."""
+        first = torch.zeros_like(answers[0, 0])
+        first[:, 0] = 1
+        return first
 
     of_predictions = of_answers

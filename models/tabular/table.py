@@ -298,7 +298,10 @@ def _floats(name: str, frame: Frame) -> Numbers:
     try:
         if column.dtype == object:
             column = [np.nan if _is_missing(value) else value for value in column.tolist()]
-        return np.asarray(column, dtype=np.float64)
+        numbers = np.asarray(column, dtype=np.float64)
+        if numbers.ndim > 1:
+            raise ValueError(f"values of shape {numbers.shape[1:]}")
+        return numbers
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"column {name!r} held numbers in fit, and now something else "
