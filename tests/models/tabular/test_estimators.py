@@ -333,8 +333,8 @@ def test_threads_are_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Trainer, "fit", watched)
     torch.set_num_threads(2)
     try:
-        regressor(n_jobs=1, max_epochs=1).fit(x, y).predict(x)
         regressor(n_jobs=None, max_epochs=1).fit(x, y).predict(x)
+        regressor(n_jobs=2, max_epochs=1).fit(x, y).predict(x)
         assert seen == [1, 2]
         assert torch.get_num_threads() == 2
     finally:
