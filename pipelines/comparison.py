@@ -1,4 +1,4 @@
-"""Whether one model ranks better than another: a paired bootstrap over the same users."""
+"""Whether one model is better than another: a paired bootstrap over the same users or rows."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +21,16 @@ class Comparison:
     """Challenger against champion on the same samples.
 
     Args:
-        differences: `[R]`, gAUC of the challenger less that of the champion, in each resample.
-        difference: the same over all users.
+        gain: what is compared, in words; above 0 where the challenger is better.
+        over: what is resampled, in a word.
+        differences: `[R]`, the gain in each resample.
+        difference: the same over all of them.
         low: lower end of the confidence interval.
         high: upper end.
     """
 
+    gain: str
+    over: str
     differences: NDArray[np.float64]
     difference: float
     low: float
@@ -63,6 +67,56 @@ def compare(
     if not both.any():
         raise DataError("no user has samples of both labels: there is nothing to compare")
     gain, weight = (after - before)[both], samples[both].astype(np.float64)
+    found, low, high = bootstrap(gain, weight, resamples, confidence)
+    return Comparison(
+        gain="gAUC of the challenger less that of the champion",
+        over="users",
+        differences=found,
+        difference=float(np.average(gain, weights=weight)),
+        low=low,
+        high=high,
+    )
+
+
+def compare_losses(
+    champion: NDArray[np.float64],
+    challenger: NDArray[np.float64],
+    loss: str,
+    resamples: int,
+    confidence: float,
+) -> Comparison:
+    """Resample rows with replacement and compare the two models' mean loss in each resample.
+
+    Args:
+        champion: `[N]`, its loss of each row.
+        challenger: `[N]`, its loss of the same rows.
+        loss: its name.
+        resamples: number R.
+        confidence: that the interval covers, for example 0.95.
+    """
+    gain = champion - challenger
+    found, low, high = bootstrap(gain, np.ones(len(gain)), resamples, confidence)
+    return Comparison(
+        gain=f"{loss} of the champion less that of the challenger",
+        over="rows",
+        differences=found,
+        difference=float(gain.mean()),
+        low=low,
+        high=high,
+    )
+
+
+def bootstrap(
+    gain: NDArray[np.float64], weight: NDArray[np.float64], resamples: int, confidence: float
+) -> tuple[NDArray[np.float64], float, float]:
+    """Return the weighted mean of each resample with replacement, and the ends of the interval.
+
+    Args:
+        gain: `[N]`, at least one.
+        weight: `[N]`.
+        resamples: number R.
+        confidence: that the interval covers.
+    """
     random = np.random.default_rng(_SEED)
     found = np.empty(resamples)
     at_once = max(1, _AT_ONCE // len(gain))
@@ -71,15 +125,14 @@ def compare(
         drawn = random.integers(0, len(gain), (len(part), len(gain)))
         part[:] = (gain[drawn] * weight[drawn]).sum(1) / weight[drawn].sum(1)
     low, high = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2])
-    whole = float(np.average(gain, weights=weight))
-    return Comparison(differences=found, difference=whole, low=float(low), high=float(high))
+    return found, float(low), float(high)
 
 
 def plot_comparison(comparison: Comparison, path: Path) -> None:
     """Draw how often each difference came out, with the interval and 0."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    dress(axes, "gAUC of the challenger less that of the champion", "resamples of users")
+    dress(axes, comparison.gain, f"resamples of {comparison.over}")
     axes.hist(comparison.differences, bins=50, color=COLOURS[0])
     axes.axvline(0, color="black", linewidth=1)
     for end in (comparison.low, comparison.high):

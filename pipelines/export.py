@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Export a trained click model as a bundle: all that serving needs, in one folder, without torch.
+"""Export a trained model as a bundle: all that serving needs, in one folder, without torch.
 
 `python pipelines/export.py --run runs/sdim-1a2b3c4d --data data/my_shop` writes the bundle beside
-the run, but only if onnxruntime and torch agree.
+the run, but only if onnxruntime and torch agree. A run of train_tabnsa.py needs no `--data`.
 """
 
 import sys
@@ -22,8 +22,10 @@ from hashtab.pipelines.command_line import SettingsError, parse
 from hashtab.pipelines.places import DEFAULT_TRACKING, python_script, shown, tracking_option
 from hashtab.pipelines.registry import register
 from hashtab.pipelines.runs import FinishedRun
+from hashtab.pipelines.table_bundles import MEANING, export_table
 from hashtab.serving.errors import BundleError
 from hashtab.serving.manifest import BundleManifest
+from hashtab.serving.table_manifest import TableManifest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,7 @@ class ExportSettings:
 
     Args:
         run: folder of a finished training run.
-        data: folder of the prepared data set that it was trained on.
+        data: folder of the prepared data set that a click model was trained on.
         output: folder of the bundle; `bundle` in the run's folder by default.
         register: name of the registered model that the bundle becomes the challenger of; none by
             default.
@@ -51,7 +53,7 @@ class Exported:
     """A bundle's folder and manifest, and its version in the registry, if it is there."""
 
     folder: Path
-    manifest: BundleManifest
+    manifest: BundleManifest | TableManifest
     version: int | None
 
 
@@ -68,9 +70,13 @@ def export(settings: ExportSettings) -> Exported:
     folder = Path(settings.run)
     run = FinishedRun.read(folder)
     target = Path(settings.output or folder / "bundle").resolve()
+    manifest: BundleManifest | TableManifest
     with disk_errors(target):
-        dataset = Dataset.open(settings.data)
-        manifest = export_model(folder / "model", dataset, target, run.metrics)
+        if (folder / "model" / MEANING).exists():
+            manifest = export_table(folder / "model", target, run.metrics)
+        else:
+            dataset = Dataset.open(settings.data)
+            manifest = export_model(folder / "model", dataset, target, run.metrics)
     version = None
     if settings.register is not None:
         known = run.mlflow_run_id if run.tracking_uri == settings.tracking_uri else None
@@ -81,11 +87,34 @@ def export(settings: ExportSettings) -> Exported:
 def report(settings: ExportSettings, exported: Exported, seconds: float) -> str:
     """Say what was made, where it lies and what to run next."""
     manifest, folder = exported.manifest, shown(exported.folder)
-    parity, table = manifest.parity, manifest.table
     size = sum(info.size for info in manifest.files.values()) / 1e6
+    made = f"{size:.1f} MB in {seconds:.1f} s"
+    if isinstance(manifest, TableManifest):
+        parity = manifest.parity
+        lines = [
+            f"{folder}: {manifest.task} of {manifest.target!r}, {made}",
+            f"torch and onnxruntime agree: {parity.rows:,} rows within "
+            f"{parity.largest_difference:.1g}",
+        ]
+        data = shown(Path(str(settings.run)) / "test.parquet")
+        command = f"{python_script('score_table.py')} --bundle {folder} --rows {data}"
+    else:
+        lines = _of_clicks(manifest, folder, made)
+        data = settings.data
+        command = (
+            f"{python_script('encode_users.py')} --bundle {folder} --store tables --data {data}"
+        )
+    if exported.version is not None:
+        lines.append(f"registered as version {exported.version} of {settings.register}")
+        tracked = tracking_option(settings.tracking_uri)
+        command = f"{python_script('promote.py')} --name {settings.register}{tracked} --data {data}"
+    return "\n".join([*lines, f"next: {command}"])
+
+
+def _of_clicks(manifest: BundleManifest, folder: str, made: str) -> list[str]:
+    parity, table = manifest.parity, manifest.table
     lines = [
-        f"{folder}: {manifest.encoder}, {size:.1f} MB in {seconds:.1f} s, "
-        f"fingerprint {manifest.fingerprint}",
+        f"{folder}: {manifest.encoder}, {made}, fingerprint {manifest.fingerprint}",
         f"torch and onnxruntime agree: {parity.scores:,} scores of {parity.requests} requests "
         f"within {parity.largest_difference:.1g}, {parity.codes:,} hash codes all equal",
     ]
@@ -93,12 +122,7 @@ def report(settings: ExportSettings, exported: Exported, seconds: float) -> str:
         lines.append(
             f"a user's table: {table.groups} groups of {table.buckets} buckets of {table.size}"
         )
-    command = f"{python_script('encode_users.py')} --bundle {folder} --store tables"
-    if exported.version is not None:
-        lines.append(f"registered as version {exported.version} of {settings.register}")
-        tracked = tracking_option(settings.tracking_uri)
-        command = f"{python_script('promote.py')} --name {settings.register}{tracked}"
-    return "\n".join([*lines, f"next: {command} --data {settings.data}"])
+    return lines
 
 
 def main(arguments: list[str] | None = None) -> int:

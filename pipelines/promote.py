@@ -2,8 +2,9 @@
 """Make the challenger of a registered model its champion, if it is better or that is asked for.
 
 `python pipelines/promote.py --name my_model --data data/my_shop` scores the validation split with
-both and compares them user by user. `--rollback` brings back the champion before this one. The exit
-code is 0 when there is a new champion, 1 when the old one stays.
+both and compares them user by user; for models of tables `--data` is a labelled table that neither
+has learnt from, and rows are compared. `--rollback` brings back the champion before this one. The
+exit code is 0 when there is a new champion, 1 when the old one stays.
 """
 
 import json
@@ -16,21 +17,16 @@ if __package__ in (None, ""):
     # The package, and not this folder with its plain names, is what imports are to find.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from hashtab.features.dataset import Dataset
 from hashtab.features.errors import DataError
 from hashtab.pipelines.command_line import SettingsError, parse
-from hashtab.pipelines.comparison import Comparison, compare, plot_comparison
-from hashtab.pipelines.evaluation import Predictions
+from hashtab.pipelines.comparison import plot_comparison
+from hashtab.pipelines.judging import Verdict, judge_clicks, judge_tables
 from hashtab.pipelines.leave import STOPPED
 from hashtab.pipelines.places import DEFAULT_TRACKING, python_script, tracking_option
 from hashtab.pipelines.registry import CHALLENGER, CHAMPION, PREVIOUS, Registry
-from hashtab.pipelines.report import number, table
-from hashtab.pipelines.split_scores import score_split
-from hashtab.serving.bundle import Bundle
-from hashtab.serving.errors import BundleError
+from hashtab.serving.errors import BundleError, RequestError
+from hashtab.serving.manifest import TABLE, read_kind
 from hashtab.serving.store import TableOverflowError
-
-SPLIT = "validation"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +36,10 @@ class PromoteSettings:
     Args:
         name: of the registered model.
         data: prepared data set whose validation split both are scored on; it may be a later one
-            than they were trained on.
+            than they were trained on. For models of tables a CSV or Parquet file with the target.
         force: make the challenger the champion without a comparison.
         rollback: make the champion before this one the champion again.
-        resamples: of the bootstrap over users.
+        resamples: of the bootstrap over users or rows.
         confidence: that the difference must be above 0 with.
         tracking_uri: of MLflow.
     """
@@ -138,17 +134,23 @@ def roll_back(registry: Registry) -> Outcome:
 def _compare(
     settings: PromoteSettings, registry: Registry, champion: int, challenger: int
 ) -> Outcome:
-    dataset = Dataset.open(settings.data)
-    before, after = (
-        score_split(Bundle.open(registry.download(version)), dataset, SPLIT, f"version {version}")
-        for version in (champion, challenger)
-    )
-    comparison = compare(before, after, settings.resamples, settings.confidence)
-    _keep(settings, registry, champion, challenger, comparison, dataset.manifest.digest)
-    if comparison.better:
+    versions = {
+        f"champion, version {champion}": registry.download(champion),
+        f"challenger, version {challenger}": registry.download(challenger),
+    }
+    before, after = (read_kind(folder) for folder in versions.values())
+    if before != after:
+        raise SettingsError(
+            f"version {champion} is a model of {before}, version {challenger} of {after}: they "
+            "cannot be compared; --force promotes all the same"
+        )
+    judge = judge_tables if after == TABLE else judge_clicks
+    verdict = judge(versions, settings.data, settings.resamples, settings.confidence)
+    _keep(settings, registry, champion, challenger, verdict)
+    if verdict.comparison.better:
         make_champion(registry, challenger)
-    text = _text(settings, champion, before, challenger, after, comparison)
-    return Outcome(promoted=comparison.better, text=text)
+    text = _text(settings, champion, challenger, verdict)
+    return Outcome(promoted=verdict.comparison.better, text=text)
 
 
 def _keep(
@@ -156,15 +158,16 @@ def _keep(
     registry: Registry,
     champion: int,
     challenger: int,
-    comparison: Comparison,
-    data_digest: str,
+    verdict: Verdict,
 ) -> None:
     """Store the comparison beside the challenger, so that one sees later why it was promoted."""
+    comparison = verdict.comparison
     found = {
         "champion": champion,
         "challenger": challenger,
-        "data_digest": data_digest,
-        "split": SPLIT,
+        "data_digest": verdict.data_digest,
+        "split": verdict.split,
+        "gain": comparison.gain,
         "difference": comparison.difference,
         "low": comparison.low,
         "high": comparison.high,
@@ -175,7 +178,7 @@ def _keep(
     tags = {
         "promotion": f"{'better' if comparison.better else 'not surely better'} than version "
         f"{champion}",
-        "gauc_difference": f"{comparison.difference:+.5f}",
+        verdict.tag: f"{comparison.difference:+.5f}",
     }
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "comparison.json").write_text(json.dumps(found, indent=1) + "\n")
@@ -184,24 +187,9 @@ def _keep(
     registry.tag(challenger, tags)
 
 
-def _text(
-    settings: PromoteSettings,
-    champion: int,
-    before: Predictions,
-    challenger: int,
-    after: Predictions,
-    comparison: Comparison,
-) -> str:
-    names = {"gauc": "gAUC", "auc": "AUC", "log_loss": "log loss"}
-    rows = []
-    for title, predictions in (
-        (f"champion, version {champion}", before),
-        (f"challenger, version {challenger}", after),
-    ):
-        metrics = predictions.metrics()
-        rows.append([title, *(number(metrics, name) for name in names)])
-    percent = f"{settings.confidence:.0%}"
-    verdict = (
+def _text(settings: PromoteSettings, champion: int, challenger: int, verdict: Verdict) -> str:
+    comparison = verdict.comparison
+    decided = (
         f"version {challenger} is the champion now; take it back with --rollback"
         if comparison.better
         else f"version {champion} stays the champion: the difference is not surely above 0; "
@@ -209,14 +197,25 @@ def _text(
     )
     return "\n".join(
         [
-            table([f"{SPLIT} of {settings.data}", *names.values()], rows),
+            verdict.table,
             "",
-            f"difference of gAUC {comparison.difference:+.4f}, {percent} interval "
+            f"{comparison.gain}: {comparison.difference:+.4f}, {settings.confidence:.0%} interval "
             f"{comparison.low:+.4f} to {comparison.high:+.4f}; the challenger is better in "
-            f"{comparison.share:.0%} of {settings.resamples:,} resamples of the users",
-            verdict,
+            f"{comparison.share:.0%} of {settings.resamples:,} resamples of the {comparison.over}",
+            decided,
         ]
     )
+
+
+def _next(settings: PromoteSettings) -> str:
+    """Name the command that puts the champion to use."""
+    registry = Registry(settings.tracking_uri, settings.name)
+    champion = f"--bundle models:/{settings.name}@champion"
+    tracked = tracking_option(settings.tracking_uri)
+    if read_kind(registry.download(registry.version_of(CHAMPION))) == TABLE:
+        return f"{python_script('score_table.py')} {champion} --rows new.csv{tracked}"
+    script = python_script("encode_users.py")
+    return f"{script} {champion} --data {settings.data} --store tables{tracked}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -224,16 +223,14 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         settings = parse(PromoteSettings, arguments, __doc__)
         outcome = promote(settings)
-    except (SettingsError, DataError, BundleError, TableOverflowError) as error:
+    except (SettingsError, DataError, BundleError, RequestError, TableOverflowError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; nothing was promoted", file=sys.stderr)
         return STOPPED
     print(outcome.text)
-    command = f"{python_script('encode_users.py')} --bundle models:/{settings.name}@champion"
-    tracked = tracking_option(settings.tracking_uri)
-    print(f"next: {command} --data {settings.data} --store tables{tracked}")
+    print(f"next: {_next(settings)}")
     return 0 if outcome.promoted else 1
 
 

@@ -9,6 +9,17 @@ from hashtab.pipelines.runs import Result, Run
 _COLUMNS = ("gauc", "auc", "log_loss", "calibration_error")
 _TITLES = {"gauc": "gAUC", "auc": "AUC", "log_loss": "log loss", "calibration_error": "cal. error"}
 
+# Of models of tables, in the order in which they are shown.
+_TABLE_TITLES = {
+    "auc": "AUC",
+    "log_loss": "log loss",
+    "accuracy": "accuracy",
+    "calibration_error": "cal. error",
+    "rmse": "RMSE",
+    "mae": "MAE",
+    "r2": "R2",
+}
+
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Lay out rows of text under a header; the first column to the left, the rest to the right."""
@@ -28,6 +39,16 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def number(metrics: Mapping[str, float], name: str) -> str:
     """Format one metric; `-` where there is none."""
     return f"{metrics[name]:.4f}" if name in metrics else "-"
+
+
+def metrics_table(metrics: Mapping[str, Mapping[str, float]], first: str = "split") -> str:
+    """Return a table of metrics by row, whatever the task has."""
+    names = [name for name in _TABLE_TITLES if any(name in found for found in metrics.values())]
+    rows = [
+        [row, *(f"{found[n]:.4g}" if n in found else "-" for n in names)]
+        for row, found in metrics.items()
+    ]
+    return table([first, *(_TABLE_TITLES[name] for name in names)], rows)
 
 
 def result_table(result: Result) -> str:

@@ -64,6 +64,12 @@ class RunFolder:
         """Store plain data as the result; the run is finished from then on."""
         write_text(self._result, json.dumps(plain, indent=1) + "\n")
 
+    def forget_result(self) -> None:
+        """Remove the result: the run is not finished any more, and MLflow is to be told again."""
+        self._result.unlink(missing_ok=True)
+        if self.begun:
+            self._write(self._record() | {"published": False})
+
     @property
     def tracked_as(self) -> str | None:
         """Id of the MLflow run, once there is one."""

@@ -129,10 +129,9 @@ class FinishedRun:
         path = folder / "result.json"
         if not path.is_file():
             raise SettingsError(f"{folder} holds no finished training run ({path.name} is missing)")
-        result: Result = build(Result, json.loads(path.read_text()), "result")
         record = json.loads((folder / "run.json").read_text())
         return cls(
-            metrics=result.metrics,
+            metrics=json.loads(path.read_text())["metrics"],
             mlflow_run_id=record["mlflow_run_id"],
             tracking_uri=record.get("tracking_uri"),
         )

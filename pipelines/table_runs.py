@@ -26,7 +26,7 @@ class TableTrainSettings:
         network: what the network is made of.
         training: how it is trained.
         seed: of the rows held out, initial weights, the order of rows and dropout.
-        threads: cores to train on; one by default, which is the fastest for small tables.
+        threads: cores used; small tables are trained no faster by more.
         storage: folder of all runs.
         run_name: name of the run and its folder; made of the target and a digest of data and
             settings by default.
@@ -41,7 +41,7 @@ class TableTrainSettings:
     network: NetworkSettings = field(default_factory=NetworkSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
     seed: int = 0
-    threads: int | None = None
+    threads: int = 1
     storage: str = "runs"
     run_name: str | None = None
     resume: bool = False
@@ -52,7 +52,7 @@ class TableTrainSettings:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise SettingsError(f"seed must not be negative, got {self.seed}")
-        if self.threads is not None and self.threads < 1:
+        if self.threads < 1:
             raise SettingsError(f"threads must be positive, got {self.threads}")
         chosen = self.run_name
         if chosen is not None and (chosen in ("", "..") or Path(chosen).name != chosen):

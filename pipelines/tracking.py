@@ -200,13 +200,32 @@ class TrackedRun:
         final = values | extra | {"seconds": result.seconds}
         self.finish(final, result.best_epoch, (run.plots, run.model))
 
-    def finish(self, metrics: dict[str, float], step: int, folders: Iterable[Path]) -> None:
-        """Log final metrics and folders as artifacts, and end the run well."""
+    def finish(self, metrics: dict[str, float], step: int, paths: Iterable[Path]) -> None:
+        """Log final metrics, and files and folders as artifacts, and end the run well."""
         self._log(metrics, step)
         with said_in_one_line(self._uri):
-            for folder in folders:
-                self._client.log_artifacts(self.run_id, str(folder), folder.name)
+            for path in paths:
+                if path.is_dir():
+                    self._client.log_artifacts(self.run_id, str(path), path.name)
+                else:
+                    self._client.log_artifact(self.run_id, str(path))
         self.end("FINISHED")
+
+    def add_tags(self, tags: Mapping[str, str]) -> None:
+        """Add tags to the run."""
+        from mlflow.entities import RunTag
+
+        with said_in_one_line(self._uri):
+            entities = [RunTag(name, value) for name, value in tags.items()]
+            self._client.log_batch(self.run_id, tags=entities)
+
+    def add_params(self, params: Mapping[str, Any]) -> None:
+        """Add parameters to the run; those that it has must be the same."""
+        from mlflow.entities import Param
+
+        with said_in_one_line(self._uri):
+            entities = [Param(name, str(value)) for name, value in params.items()]
+            self._client.log_batch(self.run_id, params=entities)
 
     def log_curves(self, curves: Sequence[Mapping[str, float]]) -> None:
         """Log curves in one go: a mapping of names to values for each epoch, from the first."""

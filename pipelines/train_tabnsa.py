@@ -18,21 +18,12 @@ from hashtab.pipelines.command_line import SettingsError, parse
 from hashtab.pipelines.leave import STOPPED, leave
 from hashtab.pipelines.places import python_script, shown, tracking_option
 from hashtab.pipelines.registry import register
-from hashtab.pipelines.report import next_commands, table
+from hashtab.pipelines.report import metrics_table, next_commands, table
 from hashtab.pipelines.table_data import TableData, load
 from hashtab.pipelines.table_runs import TableRun, TableTrainSettings, table_identity
 from hashtab.pipelines.tracking import Tracking
 from hashtab.serving.errors import BundleError
 
-TITLES = {
-    "auc": "AUC",
-    "log_loss": "log loss",
-    "accuracy": "accuracy",
-    "calibration_error": "cal. error",
-    "rmse": "RMSE",
-    "mae": "MAE",
-    "r2": "R2",
-}
 _MOST_COLUMNS = 8
 
 
@@ -85,16 +76,6 @@ def bring_to_end(run: TableRun, data: TableData) -> None:
             tracked.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
         run.publish()
-
-
-def metrics_table(metrics: dict[str, dict[str, float]], first: str = "split") -> str:
-    """Return a table of metrics by row, whatever the task has."""
-    names = [name for name in TITLES if any(name in found for found in metrics.values())]
-    rows = [
-        [row, *(f"{found[n]:.4g}" if n in found else "-" for n in names)]
-        for row, found in metrics.items()
-    ]
-    return table([first, *(TITLES[name] for name in names)], rows)
 
 
 def importances_table(importances: dict[str, float]) -> str:

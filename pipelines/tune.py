@@ -4,7 +4,8 @@
 `python pipelines/tune.py` tunes SDIM on data/complete_journey; `--trials 32` tries more,
 `--space.tau [5,8] --space.dropout []` narrows what is searched, `--resume` goes on with a tuning
 that was stopped. All settings may stand in a YAML file, `--config my.yaml`. The best settings are
-written as a YAML file that train_sdim.py takes.
+written as a YAML file that train_sdim.py takes. `python pipelines/tune.py tabnsa` tunes TabNSA on a
+table instead, and has options of its own (`tune.py tabnsa --help`).
 """
 
 import sys
@@ -17,6 +18,7 @@ if __package__ in (None, ""):
 
 from hashtab.features.dataset import Dataset
 from hashtab.features.errors import DataError, disk_errors
+from hashtab.pipelines import tune_table
 from hashtab.pipelines.cluster import cluster
 from hashtab.pipelines.command_line import SettingsError, parse
 from hashtab.pipelines.leave import STOPPED, leave
@@ -26,6 +28,8 @@ from hashtab.pipelines.training import check
 from hashtab.pipelines.tune_driver import run_tuning
 from hashtab.pipelines.tune_tracking import TuneTracking
 from hashtab.pipelines.tuning import FAILED, Trial, TuneSettings, Tuning, TuningError
+
+TABLES = "tabnsa"  # first word of a tuning on a table
 
 
 def tune(settings: TuneSettings) -> tuple[Tuning, dict[str, str]]:
@@ -96,6 +100,9 @@ def summary(tuning: Tuning, failures: Mapping[str, str]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse, tune, report; bad settings and data end with one line and exit code 2."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if given[:1] == [TABLES]:
+        return tune_table.main(given[1:])
     try:
         tuning, failures = tune(parse(TuneSettings, arguments, __doc__))
     except (SettingsError, DataError, TuningError) as error:

@@ -1,6 +1,7 @@
 """Plots of a tuning: what each searched setting is worth, and how the trials learned."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -8,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from hashtab.pipelines.plots import COLOURS, DPI, dress
-from hashtab.pipelines.search_space import RATES
+from hashtab.pipelines.search_space import RATES, Values
 from hashtab.pipelines.tuning import FINISHED, STOPPED_EARLY, Trial, gauc
 
 _COLUMNS = 3
@@ -16,22 +17,52 @@ _LOOKS = {FINISHED: (COLOURS[0], "o"), STOPPED_EARLY: (COLOURS[4], "x")}
 _BEST = COLOURS[1]
 
 
+@dataclass(frozen=True)
+class Tried:
+    """A trial as its plots show it.
+
+    Args:
+        name: of the trial.
+        values: of the searched settings.
+        state: how it ended.
+        score: that trials are ranked by.
+    """
+
+    name: str
+    values: Values
+    state: str
+    score: float
+
+
 def plot_tuning(ranking: Sequence[Trial], folder: Path) -> None:
     """Draw the trials with a result, the best one first, against their settings and over epochs."""
     folder.mkdir(parents=True, exist_ok=True)
-    searched_settings(ranking, folder / "searched_settings.png")
+    tried = [Tried(t.name, t.values, t.state, gauc(t.best)) for t in ranking]
+    searched_settings(tried, "best validation gAUC", RATES, folder / "searched_settings.png")
     learning_curves(ranking, folder / "learning_curves.png")
 
 
-def searched_settings(ranking: Sequence[Trial], path: Path) -> None:
-    """Draw the best validation gAUC of each trial against each searched setting."""
+def searched_settings(
+    ranking: Sequence[Tried], measure: str, logarithmic: Sequence[str], path: Path
+) -> None:
+    """Draw the score of each trial against each searched setting.
+
+    Args:
+        ranking: of the trials, the best one first.
+        measure: what the score is.
+        logarithmic: settings that are drawn so.
+        path: of the plot.
+    """
     names = list(ranking[0].values)
     columns = min(_COLUMNS, len(names))
     rows = -(-len(names) // columns)
     figure = Figure(figsize=(max(7.0, 3.4 * columns), 0.8 + 3.0 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True).flat
     for name, axes in zip(names, grid, strict=False):
+        dress(axes, name, measure)
         _scatter(axes, name, ranking)
+        if name in logarithmic:
+            _log_scale(axes)
     for unused in list(grid)[len(names) :]:
         unused.set_visible(False)
     handles, labels = figure.axes[0].get_legend_handles_labels()
@@ -39,24 +70,23 @@ def searched_settings(ranking: Sequence[Trial], path: Path) -> None:
     figure.savefig(path, dpi=DPI)
 
 
-def _scatter(axes: Axes, name: str, ranking: Sequence[Trial]) -> None:
-    dress(axes, name, "best validation gAUC")
+def _scatter(axes: Axes, name: str, ranking: Sequence[Tried]) -> None:
     for state, (colour, marker) in _LOOKS.items():
         trials = [trial for trial in ranking if trial.state == state]
-        x = [trial.values[name] for trial in trials]
-        axes.scatter(
-            x, [gauc(trial.best) for trial in trials], c=colour, marker=marker, label=state
-        )
+        x, y = [trial.values[name] for trial in trials], [trial.score for trial in trials]
+        axes.scatter(x, y, c=colour, marker=marker, label=state)
     best = ranking[0]
     label = f"best, {best.name}"
-    axes.scatter([best.values[name]], [gauc(best.best)], 130, c=_BEST, marker="*", label=label)
-    if name in RATES:
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_locator(NullLocator())
-    elif isinstance(best.values[name], int):
+    axes.scatter([best.values[name]], [best.score], 130, c=_BEST, marker="*", label=label)
+    if isinstance(best.values[name], int):
         axes.set_xticks(sorted({trial.values[name] for trial in ranking}))
+
+
+def _log_scale(axes: Axes) -> None:
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def learning_curves(ranking: Sequence[Trial], path: Path) -> None:
