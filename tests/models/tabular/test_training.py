@@ -11,7 +11,7 @@ from hashtab.models.tabular.encoding import NumericEncoder
 from hashtab.models.tabular.losses import Pinball, SquaredError
 from hashtab.models.tabular.network import TabNSANetwork
 from hashtab.models.tabular.settings import NetworkSettings, TrainingSettings
-from hashtab.models.tabular.training import Fold, ParameterMatrix, Sample, Trainer
+from hashtab.models.tabular.training import Fold, Optimizer, ParameterMatrix, Sample, Trainer
 from tests.models.tabular.tables import numbers, regressor
 
 ROWS, COLUMNS = 60, 3
@@ -125,13 +125,41 @@ def test_gradients_are_taken_in_the_order_of_values() -> None:
     assert not matrix.take_gradient().any()  # it is forgotten
 
 
-def test_biases_do_not_decay() -> None:
+def test_weights_alone_decay() -> None:
     made = network(1)
-    matrix = ParameterMatrix(made)
-    matrix.load(matrix.decayed[None].clone())
+    before = {name: parameter.clone() for name, parameter in made.named_parameters()}
+    settings = TrainingSettings(learning_rate=0.1, weight_decay=0.5)
+    Optimizer(ParameterMatrix(made), settings).step()  # without a gradient
     for name, parameter in made.named_parameters():
         decays = name.endswith(("weight", "head")) and "norm" not in name
-        assert (parameter == float(decays)).all(), name
+        torch.testing.assert_close(parameter, before[name] * (0.95 if decays else 1.0))
+
+
+def test_leaving_a_network_out_does_not_change_the_steps_of_others() -> None:
+    ends = []
+    for leaves in (False, True):
+        made = network(2)
+        matrix = ParameterMatrix(made)
+        optimizer = Optimizer(matrix, TrainingSettings())
+        for step in range(6):
+            if leaves and step == 3:
+                matrix.keep(torch.tensor([1]))
+                optimizer.keep(torch.tensor([1]))
+            (made(sample().rows).square().mean((1, 2, 3)).sum() * 2.0**step).backward()
+            optimizer.step()
+        ends.append(matrix.values[-1])
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-4, atol=1e-6)
+
+
+def test_validation_counts_each_row_once() -> None:
+    folds = [Fold(np.arange(40), np.arange(40, 40 + count)) for count in (3, 10)]
+    made = network(2)
+    losses = trainer(made, folds)._validate(folds)
+    rows = sample()
+    answers = made(rows.rows)[:, 0, :, 0]
+    for i, fold in enumerate(folds):
+        errors = answers[i, fold.validation] - rows.target[fold.validation]
+        torch.testing.assert_close(losses[i], errors.square().mean())
 
 
 def test_validation_rows_are_never_trained_on() -> None:
