@@ -1,13 +1,16 @@
-# `make demo` and `make test` need CPython 3.11, gcc and pip, and build the rest into .venv.
+# All targets need CPython 3.11, gcc and pip, and build the rest into .venv first.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 
-.PHONY: demo test ui clean
+.PHONY: demo demo-tabular test ui clean
 
 demo: $(STAMP)
 	$(BIN)/python pipelines/demo.py
+
+demo-tabular: $(STAMP)
+	$(BIN)/python pipelines/demo_tabular.py
 
 test: $(STAMP)
 	$(BIN)/ruff check .
