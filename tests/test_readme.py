@@ -12,6 +12,7 @@ import pytest
 from hashtab.features.dataset import Dataset
 from hashtab.features.prepare import prepare
 from hashtab.features.schema import Schema
+from hashtab.models.tabular import TabNSAClassifier
 from hashtab.pipelines.encode_users import EncodeSettings, encode
 from tests.pipelines.bundles import export_bundle, small_model
 
@@ -24,10 +25,20 @@ def _blocks(language: str) -> list[str]:
 
 def test_the_operators_run_as_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     names: dict[str, object] = {}
-    operators, _ = _blocks("python")
+    _, operators, _ = _blocks("python")
     exec(operators, names)
     assert tuple(names["table"].shape) == (2, 16, 8, 32)  # type: ignore[attr-defined]
     assert tuple(names["interest"].shape) == (2, 5, 32)  # type: ignore[attr-defined]
+
+
+def test_a_table_is_learnt_as_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    table, _, _ = _blocks("python")
+    exec(table, names)
+    assert names["probabilities"].shape == (3, 2)
+    assert names["shares"].columns == ["age", "plan"]
+    assert TabNSAClassifier.load("churn").predict(names["table"]).mean() > 0.05
 
 
 @pytest.fixture
@@ -69,7 +80,7 @@ def test_scores_come_in_python_as_shown(
     monkeypatch.chdir(tmp_path)
     encode(EncodeSettings(bundle=str(bundle), data=str(my_shop.folder), workers=0))
     names: dict[str, Any] = {}
-    _, scoring = _blocks("python")
+    _, _, scoring = _blocks("python")
     exec(scoring, names)
     assert names["scores"].shape == (3,)
     assert names["record"].behaviours > 0

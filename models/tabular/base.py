@@ -1,5 +1,6 @@
 """What TabNSA's classifier and regressor share: from a frame to trained networks and back."""
 
+import copy
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, fields
@@ -38,8 +39,8 @@ from hashtab.models.tabular.training import Fold, Sample, Trainer
 Array = npt.NDArray[Any]
 Settings = TypeVar("Settings", NetworkSettings, TrainingSettings)
 
-_PREDICTED_ROWS = 1024  # at once, so that memory does not grow with the table
-_EXPLAINED_ROWS = 1000  # of the training set, for `feature_importances_`
+# Of the training set, for `feature_importances_`: fewer of a table of thousands of columns.
+_EXPLAINED_ROWS, _EXPLAINED_AT_LEAST = 300, 16
 
 
 class Labelled(NamedTuple):
@@ -54,6 +55,12 @@ class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
     """What classifier and regressor share; the parameters are documented there."""
 
     _PLAIN: ClassVar[tuple[str, ...]] = ("n_features_in_", "n_iter_", "history_")
+
+    table_: Table
+    encoder_: NumericEncoder
+    network_: TabNSANetwork
+    device_: torch.device
+    history_: list[dict[str, float]]
 
     def __init__(
         self,
@@ -109,6 +116,11 @@ class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
     ) -> Self:
         """Fit on data whose target the subclass has checked; the table is `self.table_`."""
         settings = self._settings(TrainingSettings)
+        network_settings = self._settings(NetworkSettings)
+        if freeze_backbone and warm_start_from is None:
+            raise ValueError("freeze_backbone=True needs warm_start_from: nothing is trained yet")
+        if warm_start_from is self:
+            warm_start_from = copy.copy(self)  # what is fitted now replaces it
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         self.device_ = _device(self.device)
         # A fork of the generator: the caller's own stream of random numbers is left as it was.
@@ -117,9 +129,10 @@ class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
             numbers, _ = self.table_.values(data.frame)
             self.encoder_ = NumericEncoder(numbers, self.bins)
             folds = self._folds(data, held_out, settings.folds, seed)
-            self.network_ = self._network(len(folds), self._settings(NetworkSettings))
+            self.network_ = self._network(len(folds), network_settings)
             if warm_start_from is not None:
                 self._carry_over(warm_start_from, freeze_backbone)
+            self.network_.to(self.device_)
             sample = self._sample(data)
             if isinstance(self.network_.tokens, TableTokens):
                 self.network_.order_columns(sample.rows)
@@ -144,23 +157,15 @@ class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
         self.n_iter_ = len(self.history_)
         self.network_.cpu()
 
-    def _read(self, x: Any, fit: bool) -> Frame:
-        """Return `x` as a frame; in fit it says what the table is."""
-        if not fit:
-            return self.table_.frame(x, self)
-        frame = Frame(x, self)
-        self.table_ = Table.of(frame, self.categorical_features)
-        self._name_features()
-        return frame
-
-    def _name_features(self) -> None:
+    def _set_table(self, table: Table) -> None:
+        self.table_ = table
         self.n_features_in_ = len(self.table_.names)
         if self.table_.named:
             self.feature_names_in_ = np.array(self.table_.names, dtype=object)
         elif hasattr(self, "feature_names_in_"):
             del self.feature_names_in_
 
-    def _labelled(self, frame: Frame, target: Array, sample_weight: Any) -> Labelled:
+    def _labelled(self, frame: Frame, target: Array, sample_weight: Any = None) -> Labelled:
         """Check lengths and weights, and leave rows of no weight out."""
         check_consistent_length(target, range(frame.rows))
         weight = _check_sample_weight(
@@ -176,7 +181,7 @@ class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
     def _network(self, networks: int, settings: NetworkSettings) -> TabNSANetwork:
         levels = tuple(len(known) for known in self.table_.categories)
         outputs, numeric = self._loss().outputs, len(self.table_.numeric)
-        return TabNSANetwork(networks, numeric, levels, outputs, settings).to(self.device_)
+        return TabNSANetwork(networks, numeric, levels, outputs, settings)
 
     def _settings(self, kind: type[Settings]) -> Settings:
         return kind(**{field.name: getattr(self, field.name) for field in fields(kind)})
@@ -188,7 +193,7 @@ class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
                 "warm_start_from must have the same settings of the network, got "
                 f"{source._settings(NetworkSettings)} for {self._settings(NetworkSettings)}"
             )
-        shared = transfer.Shared.of(self.table_, source.table_)
+        shared = transfer.Shared.of(self.table_, source.table_, self.columns == "shared")
         if len(shared.tokens[0]) == 0:
             raise ValueError("warm_start_from must share a column by name and kind, got none")
         transfer.carry_encoder(self.encoder_, source.encoder_, shared)
@@ -233,12 +238,14 @@ class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
     def _predict(self, x: Any) -> Array:
         """Return predictions `[N, P]` averaged over networks and members."""
         check_is_fitted(self)
-        numbers, categories = self.table_.values(self._read(x, fit=False))
+        numbers, categories = self.table_.values(self.table_.frame(x, self))
         inputs = (torch.from_numpy(numbers), torch.from_numpy(self.table_.codes(categories)))
         served = self.served()
         with torch.no_grad(), threads(self.n_jobs):
-            parts = zip(*(part.split(_PREDICTED_ROWS) for part in inputs), strict=True)
-            return torch.cat([served.average(*part) for part in parts]).double().numpy()
+            size = self.network_.rows_at_once()
+            parts = zip(*(part.split(size) for part in inputs), strict=True)
+            predictions: Array = torch.cat([served.average(*part) for part in parts]).numpy()
+            return predictions
 
     def served(self) -> ServedTable:
         """Return a module from numbers `[N, Fn]` float64 and codes `[N, Fc]` to predictions.
@@ -252,49 +259,52 @@ class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
         """Keep each column's mean share of predictions on training rows, of sum 1."""
         if isinstance(self.network_.tokens, SharedTokens):
             return
-        some = Encoded(*(part[..., :_EXPLAINED_ROWS].cpu() for part in rows))
+        count = min(_EXPLAINED_ROWS, max(_EXPLAINED_AT_LEAST, self.network_.rows_at_once()))
+        some = Encoded(*(part[..., :count].cpu() for part in rows))
         rating = np.abs(self._shares(some)).mean(0)
         self.feature_importances_ = rating / max(rating.sum(), np.finfo(float).tiny)
 
     def explain(self, x: Any) -> Any:
-        """Say what drove each row's prediction: gradient times input, column by column.
+        """Say what drove each row's prediction, column by column: integrated gradients.
 
         Classifiers explain the class that they predict, regressors their first output. The table
         is compared with its own mean row, so give more rows than one.
 
         Returns:
-            A frame of the type of `x` with a column for each of the table's, `[N, F]`; an array
-            if `x` is none.
+            A frame of the type of `x` with a column for each of the table's, `[N, F]`, in the order
+            of fit; an array if `x` is no frame.
         """
         check_is_fitted(self)
         frame = self.table_.frame(x, self)
-        shares = self._shares(self._encode(frame))
-        if not frame.named:
-            return shares
-        return type(x)({name: shares[:, i] for i, name in enumerate(self.table_.names)})
+        with threads(self.n_jobs):
+            shares = self._shares(self._encode(frame))
+        return frame.like(shares)
 
     def _shares(self, rows: Encoded) -> Array:
         if isinstance(self.network_.tokens, SharedTokens):
             raise ValueError('explain needs columns="own": shared tokens stand for no one column')
-        output = self._loss().predict(self.network_(rows)).mean((0, 1)).argmax(1)
-        shares = contributions(self.network_, rows, output) * self._target_scale()[0]
+        shares = contributions(self.network_, rows, self._loss()).double()
         order = np.argsort([*self.table_.numeric, *self.table_.categorical])
-        return shares.numpy()[:, order]
+        return shares.numpy()[:, order] * self._target_scale()[0]
 
     def save(self, folder: str | Path) -> None:
         """Write the fitted estimator into a new folder: safetensors and JSON, no pickle.
+
+        A `random_state` that is a generator is left out.
 
         Raises:
             FileExistsError: `folder` exists and is not empty.
         """
         check_is_fitted(self)
-        state = {name: getattr(self, name) for name in self._PLAIN if hasattr(self, name)}
+        parameters = self.get_params(deep=False)
+        if isinstance(self.random_state, np.random.RandomState):
+            parameters["random_state"] = None
         content = {
             "kind": type(self).__name__,
-            "parameters": self.get_params(deep=False),
+            "parameters": parameters,
             "table": asdict(self.table_),
             "networks": len(self.network_.head),
-            "state": {name: _plain(value) for name, value in state.items()},
+            "state": {name: getattr(self, name) for name in self._PLAIN if hasattr(self, name)},
         }
         weights = {f"network.{k}": v for k, v in self.network_.state_dict().items()}
         weights |= {f"encoder.{k}": v for k, v in self.encoder_.state_dict().items()}
@@ -310,10 +320,9 @@ class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
         """
         content, weights = files.load(Path(folder), cls.__name__)
         estimator = cls(**content["parameters"])
-        estimator.table_ = Table.from_plain(content["table"])
+        estimator._set_table(Table.from_plain(content["table"]))
         for name, value in content["state"].items():
-            setattr(estimator, name, np.array(value) if isinstance(value, list) else value)
-        estimator._name_features()
+            setattr(estimator, name, value)
         estimator.device_ = torch.device("cpu")
         parts = {
             part: {k.partition(".")[2]: v for k, v in weights.items() if k.startswith(part)}
@@ -337,7 +346,3 @@ def _device(device: str) -> torch.device:
     if device != "auto":
         return torch.device(device)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _plain(value: Any) -> Any:
-    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value

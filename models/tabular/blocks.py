@@ -69,24 +69,26 @@ class ColumnAttention(nn.Module):
         q, k, v = self._by_row(self.projections(tokens), x.shape).chunk(3, 2)
         mixed = self._sparse(q, k, v, tokens, x.shape) if self.sparse else _dense(q, k, v)
         mixed = mixed.reshape(networks, rows, columns, width).transpose(1, 2)
-        return self.out(mixed.flatten(1, 2)).view(x.shape)
+        out: Tensor = self.out(mixed.flatten(1, 2))
+        return out.view(x.shape)
 
     def _by_row(self, tokens: Tensor, shape: torch.Size) -> Tensor:
         """Return `[S, T * R, n * H * E]` as sequences of columns `[S * R, T, n * H, E]`."""
         networks, columns, rows, width = shape
         head = width // self.settings.heads
-        parts = tokens.view(networks, columns, rows, -1, head).transpose(1, 2)
-        return parts.reshape(networks * rows, columns, -1, head)
+        heads = tokens.shape[-1] // head
+        parts = tokens.view(networks, columns, rows, heads, head).transpose(1, 2)
+        return parts.reshape(networks * rows, columns, heads, head)
 
     def _sparse(self, q: Tensor, k: Tensor, v: Tensor, tokens: Tensor, shape: torch.Size) -> Tensor:
         networks, columns, rows, _ = shape
-        gates = self.gates(tokens).sigmoid().view(networks, columns, rows, -1, 3).transpose(1, 2)
-        settings = self.settings
+        settings, heads = self.settings, self.settings.heads
+        gates = self.gates(tokens).sigmoid().view(networks, columns, rows, heads, 3)
         return nsa.native_sparse_attention(
             q,
             k,
             v,
-            gates=gates.reshape(networks * rows, columns, -1, 3),
+            gates=gates.transpose(1, 2).reshape(networks * rows, columns, heads, 3),
             block=settings.block,
             stride=settings.block,
             select_block=settings.block,

@@ -10,6 +10,7 @@ from hashtab.models.tabular.table import Numbers
 
 _BOUND = 1e30  # infinities become numbers that arithmetic survives
 _NEVER = 1e300  # a bin that no number reaches
+_STEEP = 1e9  # scaled numbers beyond are all the same
 
 
 class NumericEncoder(nn.Module):
@@ -42,7 +43,7 @@ class NumericEncoder(nn.Module):
                 center[f] = values[0] if len(values) else 0.0
                 continue
             center[f], factor[f] = _robust_scale(values)
-            edges = np.unique(np.quantile(values, np.linspace(0, 1, bins + 1)))
+            edges = np.unique(_quantiles(values, np.linspace(0, 1, bins + 1)))
             left[f, : len(edges) - 1], width[f, : len(edges) - 1] = edges[:-1], np.diff(edges)
         for name, value in (
             ("center", center),
@@ -69,15 +70,23 @@ class NumericEncoder(nn.Module):
         """
         missing = torch.isnan(numbers)
         x = torch.where(missing, self.center, numbers).clamp(-_BOUND, _BOUND)
-        z = (x - self.center) * self.factor
+        z = ((x - self.center) * self.factor).clamp(-_STEEP, _STEEP)
         z = z / torch.sqrt(1 + (z / 3) ** 2)
         place = ((x[..., None] - self.left) / self.width).clamp(0, 1).sum(-1)
         return z.float(), place.float(), missing
 
 
+def _quantiles(values: Numbers, at: Numbers) -> Numbers:
+    """Return quantiles of sorted values, between neighbours by proportion, as np.quantile does."""
+    position = at * (len(values) - 1)
+    below = position.astype(np.int64)
+    above = np.minimum(below + 1, len(values) - 1)
+    return values[below] + (position - below) * (values[above] - values[below])
+
+
 def _robust_scale(values: Numbers) -> tuple[float, float]:
     """Return the median and one over the interquartile range, or over half the range."""
-    low, median, high = np.quantile(values, [0.25, 0.5, 0.75])
+    low, median, high = _quantiles(values, np.array([0.25, 0.5, 0.75]))
     spread = high - low if high > low else (values[-1] - values[0]) / 2
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a spread too small to divide by

@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_array, check_is_fitted
 from hashtab.models.tabular.base import BaseTabNSA, Labelled
 from hashtab.models.tabular.losses import CrossEntropy, Loss, Pinball, SquaredError
 from hashtab.models.tabular.settings import Attention, Columns, Fusion, Numeric, Readout
-from hashtab.models.tabular.table import Frame
+from hashtab.models.tabular.table import Frame, Table
 
 Array = npt.NDArray[Any]
 
@@ -35,7 +35,7 @@ class TabNSAClassifier(ClassifierMixin, BaseTabNSA):  # type: ignore[misc]
         device: "cpu", "cuda", ... to train on; "auto" takes a GPU where there is one. Predictions
             are made on the CPU.
         random_state: seed of folds, initial weights and order of rows.
-        n_jobs: threads to compute with; None leaves torch's number, -1 takes all cores.
+        n_jobs: threads to compute with; None is 1, as in scikit-learn, and -1 all cores.
         verbose: a bar over the epochs where not 0.
         class_weight: None, "balanced", or a weight for each class.
 
@@ -145,7 +145,7 @@ class TabNSAClassifier(ClassifierMixin, BaseTabNSA):  # type: ignore[misc]
             TypeError: a column holds dates, or what is neither number nor category.
             ValueError: a setting, a shape or a label is wrong, or there is one class only.
         """
-        frame = self._read(X, fit=True)
+        frame = Frame(X, self)
         check_classification_targets(column_or_1d(y, warn=True))
         self.classes_ = np.unique(column_or_1d(y))
         if len(self.classes_) < 2:
@@ -154,10 +154,11 @@ class TabNSAClassifier(ClassifierMixin, BaseTabNSA):  # type: ignore[misc]
                 "cross-validation, stratify the folds"
             )
         data = self._of_classes(frame, y, sample_weight)
+        self._set_table(Table.of(data.frame, self.categorical_features))
         held_out = None
         if eval_set is not None:
             x, *labels = eval_set
-            held_out = self._of_classes(self._read(x, fit=False), *labels)
+            held_out = self._of_classes(self.table_.frame(x, self), *labels)
         return self._fit(data, held_out, warm_start_from, freeze_backbone)
 
     def _of_classes(self, frame: Frame, y: Any, sample_weight: Any = None) -> Labelled:
@@ -175,12 +176,14 @@ class TabNSAClassifier(ClassifierMixin, BaseTabNSA):  # type: ignore[misc]
     def predict_proba(self, X: Any) -> Array:
         """Return probabilities `[N, K]` float64, in the order of `classes_`."""
         probabilities = self._predict(X)
-        return probabilities / probabilities.sum(1, keepdims=True)
+        sums: Array = probabilities.sum(1, keepdims=True)
+        return probabilities / sums
 
     def predict(self, X: Any) -> Array:
         """Return the most probable labels `[N]`."""
         check_is_fitted(self)
-        return self.classes_[self._predict(X).argmax(1)]
+        labels: Array = self.classes_[self._predict(X).argmax(1)]
+        return labels
 
     def _loss(self) -> Loss:
         return CrossEntropy(len(self.classes_))
@@ -201,7 +204,7 @@ class TabNSARegressor(RegressorMixin, BaseTabNSA):  # type: ignore[misc]
         device: "cpu", "cuda", ... to train on; "auto" takes a GPU where there is one. Predictions
             are made on the CPU.
         random_state: seed of folds, initial weights and order of rows.
-        n_jobs: threads to compute with; None leaves torch's number, -1 takes all cores.
+        n_jobs: threads to compute with; None is 1, as in scikit-learn, and -1 all cores.
         verbose: a bar over the epochs where not 0.
         quantiles: of the target to predict, each between 0 and 1; its mean when None.
 
@@ -305,28 +308,41 @@ class TabNSARegressor(RegressorMixin, BaseTabNSA):  # type: ignore[misc]
             TypeError: a column holds dates, or what is neither number nor category.
             ValueError: a setting, a shape or a quantile is wrong, or `y` is not finite.
         """
-        frame = self._read(X, fit=True)
-        for q in self.quantiles or ():
-            if not 0 < q < 1:
-                raise ValueError(f"quantiles must lie between 0 and 1, got {q}")
-        target = _numbers(y)
-        self.target_mean_ = float(target.mean())
-        self.target_scale_ = float(target.std()) or 1.0
-        data = self._of_numbers(frame, target, sample_weight)
+        frame = Frame(X, self)
+        self._check_quantiles()
+        data = self._labelled(frame, _numbers(y), sample_weight)
+        self._set_table(Table.of(data.frame, self.categorical_features))
+        self.target_mean_ = float(data.target.mean())
+        self.target_scale_ = float(data.target.std()) or 1.0
+        data = self._standardised(data)
         held_out = None
         if eval_set is not None:
-            x, *rest = eval_set
-            held_out = self._of_numbers(self._read(x, fit=False), *rest)
+            x, labels, *weight = eval_set
+            frame = self.table_.frame(x, self)
+            held_out = self._standardised(self._labelled(frame, _numbers(labels), *weight))
         return self._fit(data, held_out, warm_start_from, freeze_backbone)
 
-    def _of_numbers(self, frame: Frame, y: Any, sample_weight: Any = None) -> Labelled:
-        standardised = (_numbers(y) - self.target_mean_) / self.target_scale_
-        return self._labelled(frame, standardised.astype(np.float32), sample_weight)
+    def _check_quantiles(self) -> None:
+        if self.quantiles is None:
+            return
+        quantiles = np.asarray(self.quantiles, dtype=float)
+        inside = (quantiles > 0) & (quantiles < 1)
+        if quantiles.ndim != 1 or not len(quantiles) or not inside.all():
+            raise ValueError(f"quantiles must lie between 0 and 1, got {self.quantiles}")
+        if (np.diff(quantiles) <= 0).any():
+            raise ValueError(f"quantiles must increase, got {self.quantiles}")
+
+    def _standardised(self, data: Labelled) -> Labelled:
+        target = (data.target - self.target_mean_) / self.target_scale_
+        return data._replace(target=target.astype(np.float32))
 
     def predict(self, X: Any) -> Array:
         """Return means `[N]` float64, or quantiles `[N]`, or `[N, Q]` for Q > 1 of them."""
-        predictions = self._predict(X)
-        return predictions[:, 0] if predictions.shape[1] == 1 else predictions
+        predictions: Array = self._predict(X)
+        if predictions.shape[1] > 1:
+            return predictions
+        single: Array = predictions[:, 0]
+        return single
 
     def _loss(self) -> Loss:
         return SquaredError() if self.quantiles is None else Pinball(tuple(self.quantiles))
@@ -337,4 +353,5 @@ class TabNSARegressor(RegressorMixin, BaseTabNSA):  # type: ignore[misc]
 
 def _numbers(y: Any) -> Array:
     target = column_or_1d(y, warn=True)
-    return check_array(target, ensure_2d=False, dtype=np.float64, input_name="y")
+    numbers: Array = check_array(target, ensure_2d=False, dtype=np.float64, input_name="y")
+    return numbers

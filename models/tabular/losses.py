@@ -21,6 +21,9 @@ class Loss(Protocol):
     def of_predictions(self, predictions: Tensor, target: Tensor) -> Tensor:
         """Return the loss `[..., B]` of averaged predictions, which chooses the best epoch."""
 
+    def explained(self, answers: Tensor) -> Tensor:
+        """Return, for answers `[S, M, B, O]`, which sum `[B, O]` of them is explained."""
+
 
 class CrossEntropy:
     """Class probabilities by softmax; targets are class indices."""
@@ -41,6 +44,13 @@ class CrossEntropy:
         tiny = torch.finfo(predictions.dtype).tiny
         return self._pick(-predictions.clamp_min(tiny).log(), target)
 
+    def explained(self, answers: Tensor) -> Tensor:
+        """Return the predicted class's logit less the mean of the others."""
+        chosen = self.predict(answers).mean((0, 1)).argmax(-1)
+        own = functional.one_hot(chosen, self.outputs).to(answers)
+        # Logits mean something as differences only.
+        return own - (1 - own) / (self.outputs - 1)
+
     @staticmethod
     def _pick(losses: Tensor, target: Tensor) -> Tensor:
         index = target[..., None].expand(*losses.shape[:-1], 1)
@@ -59,6 +69,10 @@ class SquaredError:
     def predict(self, answers: Tensor) -> Tensor:
         """Return the answers."""
         return answers
+
+    def explained(self, answers: Tensor) -> Tensor:
+        """Return the answer."""
+        return torch.ones_like(answers[0, 0])
 
     of_predictions = of_answers
 
@@ -79,5 +93,11 @@ class Pinball:
     def predict(self, answers: Tensor) -> Tensor:
         """Return the answers, sorted where they cross."""
         return answers.sort(-1).values if self.outputs > 1 else answers
+
+    def explained(self, answers: Tensor) -> Tensor:
+        """Return the first quantile."""
+        first = torch.zeros_like(answers[0, 0])
+        first[:, 0] = 1
+        return first
 
     of_predictions = of_answers

@@ -9,6 +9,9 @@ from hashtab.models.tabular.order import correlation_order
 from hashtab.models.tabular.settings import NetworkSettings
 from hashtab.models.tabular.stacked import Dropout, LayerNorm, Linear, uniform
 
+_ELEMENTS = 2**24  # of tokens at once where no gradient is kept: 64 MB
+_ROWS = 1024  # more at once are no faster
+
 
 class TabNSANetwork(nn.Module):
     """S networks of M BatchEnsemble members each, over one table's columns.
@@ -35,6 +38,7 @@ class TabNSANetwork(nn.Module):
         tokens = TableTokens if settings.columns == "own" else SharedTokens
         self.tokens = tokens(networks, numeric, levels, settings)
         columns, width = self.tokens.count, settings.width
+        self.features = columns * width * settings.members
         if settings.members > 1:
             signs = torch.randint(2, (networks, columns, settings.members, 1, width)) * 2.0 - 1
             self.adapter = nn.Parameter(signs)
@@ -55,11 +59,15 @@ class TabNSANetwork(nn.Module):
         """Answer for rows `[S, F, B]`, or `[1, F, B]` for all networks alike: `[S, M, B, O]`."""
         return self.answer(self.tokens(x))
 
+    def rows_at_once(self) -> int:
+        """Return how many rows fit at once, so that memory does not grow with rows or columns."""
+        return max(1, min(_ROWS, _ELEMENTS // (self.features * len(self.head))))
+
     def answer(self, tokens: Tensor) -> Tensor:
         """Answer for tokens `[S, T, B, D]`: `[S, M, B, O]`."""
         if self.members > 1:
             tokens = (tokens[:, :, None] * self.adapter).flatten(2, 3)
-        hidden = self.readout(self.blocks(tokens))
+        hidden: Tensor = self.readout(self.blocks(tokens))
         hidden = hidden.unflatten(1, (self.members, -1))
         return hidden @ self.head + self.head_bias
 

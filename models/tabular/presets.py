@@ -1,8 +1,9 @@
 """Named settings of TabNSA."""
 
 from types import MappingProxyType
+from typing import Any
 
-PAPER = MappingProxyType(
+PAPER: MappingProxyType[str, Any] = MappingProxyType(
     {
         "width": 64,
         "mixer_width": 256,

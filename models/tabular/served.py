@@ -1,5 +1,7 @@
 """A fitted TabNSA as one module from raw numbers and category codes to predictions."""
 
+import copy
+
 from torch import Tensor, nn
 
 from hashtab.models.tabular.blocks import ColumnAttention
@@ -33,20 +35,21 @@ class ServedTable(nn.Module):
         self.scale, self.shift = scale, shift
 
     def average(self, numbers: Tensor, codes: Tensor) -> Tensor:
-        """Return predictions `[N, P]` of numbers `[N, Fn]` float64 and codes `[N, Fc]` int64."""
+        """Return predictions `[N, P]` float64 of numbers `[N, Fn]` float64 and codes `[N, Fc]`."""
         parts = (*self.encoder(numbers), codes)
         answers = self.network(Encoded(*(part.T[None] for part in parts)))
-        predictions = self.loss.predict(answers).mean((0, 1))
+        predictions = self.loss.predict(answers).mean((0, 1)).double()
         return predictions * self.scale + self.shift
 
     def forward(self, numbers: Tensor, codes: Tensor) -> Tensor:
         """Return float32 probabilities `[N, K]`, means `[N]` or quantiles `[N, Q]`."""
-        predictions = self.average(numbers, codes)
+        predictions = self.average(numbers, codes).float()
         return predictions[:, 0] if predictions.shape[1] == 1 else predictions
 
     def for_export(self) -> "ServedTable":
-        """Return this module with attention in its plain definition, which exports."""
-        for module in self.modules():
+        """Return a copy with attention in its plain definition, which exports."""
+        plain = copy.deepcopy(self)
+        for module in plain.modules():
             if isinstance(module, ColumnAttention):
                 module.impl = "reference"
-        return self
+        return plain

@@ -1,6 +1,7 @@
 """Settings of a TabNSA network and of its training, checked where they are made."""
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal, get_args
 
 Attention = Literal["auto", "none", "dense", "sparse"]
@@ -62,6 +63,7 @@ class NetworkSettings:
     dropout: float = 0.15
 
     def __post_init__(self) -> None:
+        _whole(self, (*_SIZES, "blocks"))
         _positive(self, _SIZES)
         for name, kind in _CHOICES.items():
             if getattr(self, name) not in get_args(kind):
@@ -131,6 +133,9 @@ class TrainingSettings:
     time_budget: float | None = None
 
     def __post_init__(self) -> None:
+        _whole(self, ("folds", "max_epochs", "patience"))
+        if self.batch_size is not None:
+            _whole(self, ("batch_size",))
         _positive(self, ("folds", "learning_rate", "max_epochs", "patience", "clip"))
         for name in ("batch_size", "time_budget"):
             if getattr(self, name) is not None:
@@ -146,6 +151,12 @@ class TrainingSettings:
             if rows < limit:
                 return size
         return 512
+
+
+def _whole(settings: object, names: tuple[str, ...]) -> None:
+    for name in names:
+        if not isinstance(getattr(settings, name), Integral):
+            raise ValueError(f"{name} must be a whole number, got {getattr(settings, name)!r}")
 
 
 def _positive(settings: object, names: tuple[str, ...]) -> None:

@@ -69,6 +69,14 @@ class Frame:
         part.rows = int(kept.sum())
         return part
 
+    def like(self, values: npt.NDArray[Any]) -> Any:
+        """Return values `[N, F]` as a frame of the same type, rows and names; else as they are."""
+        if isinstance(self._x, np.ndarray):
+            return values
+        columns = {self._columns[name]: values[:, i] for i, name in enumerate(self.names)}
+        rows = {"index": self._x.index} if hasattr(self._x, "index") else {}  # of pandas
+        return type(self._x)(columns, **rows)
+
     @property
     def matrix(self) -> Numbers | None:
         """All columns as numbers, if the table is one matrix of numbers, at no cost."""
@@ -121,11 +129,12 @@ class Table:
             kinds = [False] * len(frame.names)
         else:
             kinds = [_is_categorical(name, frame.column(name)) for name in frame.names]
-        categorical = tuple(i for i, kind in enumerate(kinds) if kind or i in chosen)
+        chosen |= {i for i, kind in enumerate(kinds) if kind}
+        categorical = tuple(sorted(chosen))
         return cls(
             names=frame.names,
             named=frame.named,
-            numeric=tuple(i for i in range(len(kinds)) if i not in set(categorical)),
+            numeric=tuple(i for i in range(len(kinds)) if i not in chosen),
             categorical=categorical,
             categories=tuple(
                 tuple(sorted({text for text in _texts(frame, frame.names[i]) if text is not None}))
@@ -136,7 +145,9 @@ class Table:
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> "Table":
         """Return the table that `dataclasses.asdict` made `plain` of, maybe by way of JSON."""
-        parts = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
+        parts: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()
+        }
         parts["categories"] = tuple(tuple(known) for known in parts["categories"])
         return cls(**parts)
 
@@ -148,9 +159,10 @@ class Table:
         """
         frame = Frame(x, estimator)
         if self.named and frame.named:
-            missing = [name for name in self.names if name not in set(frame.names)]
+            missing = [name for name in self.names if name not in frame._columns]
             if missing:
                 raise ValueError(f"columns seen in fit are missing now: {missing}")
+            frame.names = self.names
             return frame
         if len(frame.names) != len(self.names):
             raise ValueError(
@@ -216,7 +228,7 @@ def _is_categorical(name: str, column: Any) -> bool:
     if any(dtype.startswith(time) for time in _TIMES):
         raise TypeError(_no_times(name, dtype))
     if dtype.startswith("object"):
-        return _holds_names(name, column.tolist())
+        return _holds_names(name, _values(column))
     if dtype.startswith(_NUMBERS):
         return False
     if dtype.startswith(_NAMES):
@@ -245,7 +257,7 @@ def _is_missing(value: Any) -> bool:
 
 
 def _texts(frame: Frame, name: str) -> list[str | None]:
-    values = frame.column(name).tolist() if _is_numpy(frame, name) else frame.column(name).to_list()
+    values = _values(frame.column(name))
     try:
         text = {value: _text(value) for value in set(values)}
     except TypeError as error:
@@ -253,8 +265,8 @@ def _texts(frame: Frame, name: str) -> list[str | None]:
     return [text[value] for value in values]
 
 
-def _is_numpy(frame: Frame, name: str) -> bool:
-    return isinstance(frame.column(name), np.ndarray)
+def _values(column: Any) -> list[Any]:
+    return list(column.tolist() if isinstance(column, np.ndarray) else column.to_list())
 
 
 def _no_value(name: str, error: TypeError) -> str:
@@ -281,10 +293,15 @@ def _floats(name: str, frame: Frame) -> Numbers:
     column = frame.column(name)
     if hasattr(column, "to_list"):
         column = column.to_numpy()
+    if column.dtype.kind in "mM":
+        raise TypeError(_no_times(name, str(column.dtype)))
     try:
         if column.dtype == object:
             column = [np.nan if _is_missing(value) else value for value in column.tolist()]
-        return np.asarray(column, dtype=np.float64)
+        numbers = np.asarray(column, dtype=np.float64)
+        if numbers.ndim > 1:
+            raise ValueError(f"values of shape {numbers.shape[1:]}")
+        return numbers
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"column {name!r} held numbers in fit, and now something else "

@@ -9,10 +9,8 @@ import torch
 
 @contextmanager
 def threads(n_jobs: int | None) -> Iterator[None]:
-    """Compute with that many threads; None leaves torch's own number, -1 takes all cores."""
-    if n_jobs is None:
-        yield
-        return
+    """Compute with that many threads; None is 1, as in scikit-learn, and -1 all cores."""
+    n_jobs = 1 if n_jobs is None else n_jobs
     if n_jobs == 0:
         raise ValueError("n_jobs must be a number of threads, -1 for all cores or None, got 0")
     before = torch.get_num_threads()

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from hashtab.models.tabular.embedding import Encoded
 from hashtab.models.tabular.losses import Loss
+from hashtab.models.tabular.network import TabNSANetwork
 from hashtab.models.tabular.settings import TrainingSettings
 
 Rows = npt.NDArray[np.int64]
-
-_EVALUATED_ROWS = 8192  # of all networks together, at once
 
 
 @dataclass(frozen=True)
@@ -153,7 +152,7 @@ class Trainer:
 
     def __init__(
         self,
-        network: nn.Module,
+        network: TabNSANetwork,
         loss: Loss,
         sample: Sample,
         held_out: Sample,
@@ -167,8 +166,7 @@ class Trainer:
         self.device = sample.target.device
         # Networks step together, so all see as many rows an epoch as the smallest fold has.
         self.rows = min(len(fold.train) for fold in folds)
-        order = np.random.default_rng(seed)
-        self._shuffled = lambda fold: order.permutation(fold.train)[: self.rows]
+        self._order = np.random.default_rng(seed)
         self.folds = folds
         self.parameters = ParameterMatrix(network)
         self.optimizer = Optimizer(self.parameters, settings)
@@ -206,9 +204,10 @@ class Trainer:
 
     def _epoch(self, folds: list[Fold]) -> float:
         self.network.train()
-        rows = torch.from_numpy(np.stack([self._shuffled(fold) for fold in folds]))
+        shuffled = [self._order.permutation(fold.train)[: self.rows] for fold in folds]
+        rows = torch.from_numpy(np.stack(shuffled))
         steps = math.ceil(self.rows / self.settings.batch(self.rows))
-        total = 0.0
+        total = torch.zeros((), device=self.device)
         for batch in rows.to(self.device).tensor_split(steps, 1):
             answers = self.network(self.sample.rows.take(batch))
             target, weight = (
@@ -230,7 +229,7 @@ class Trainer:
         once = torch.arange(size) < torch.tensor([len(fold.validation) for fold in folds])[:, None]
         losses = []
         with torch.no_grad():
-            for batch in rows.to(self.device).split(max(1, _EVALUATED_ROWS // len(folds)), 1):
+            for batch in rows.to(self.device).split(self.network.rows_at_once(), 1):
                 answers = self.network(self.held_out.rows.take(batch))
                 predictions = self.loss.predict(answers).mean(1)
                 losses.append(self.loss.of_predictions(predictions, self.held_out.target[batch]))

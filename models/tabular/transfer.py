@@ -1,6 +1,7 @@
 """Weights of one table's networks carried over to another table's, column by column."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ class Shared:
 
     Attributes:
         numeric: among the columns of numbers.
-        tokens: among all tokens, numbers first.
+        tokens: among all tokens, numbers first; columns, or each category if `by_category`.
         categories: among the slots of all categories.
     """
 
@@ -26,10 +27,10 @@ class Shared:
     categories: tuple[Tensor, Tensor]
 
     @classmethod
-    def of(cls, new: Table, old: Table) -> "Shared":
+    def of(cls, new: Table, old: Table, by_category: bool) -> "Shared":
         """Match columns by name and kind, and their categories by text."""
         numeric = _matches(_names(new, new.numeric), _names(old, old.numeric))
-        tokens = _matches(_tokens(new), _tokens(old))
+        tokens = _matches(_tokens(new, by_category), _tokens(old, by_category))
         return cls(numeric, tokens, _matches(_slots(new), _slots(old)))
 
 
@@ -37,8 +38,10 @@ def _names(table: Table, positions: tuple[int, ...]) -> list[str]:
     return [table.names[i] for i in positions]
 
 
-def _tokens(table: Table) -> list[tuple[str, str]]:
+def _tokens(table: Table, by_category: bool) -> list[tuple[Any, ...]]:
     numbers = [("number", name) for name in _names(table, table.numeric)]
+    if by_category:
+        return numbers + [("category", *slot) for slot in _slots(table)]
     return numbers + [("category", name) for name in _names(table, table.categorical)]
 
 
@@ -47,7 +50,7 @@ def _slots(table: Table) -> list[tuple[str, int | str]]:
     return [(name, slot) for name, known in columns for slot in (*range(FIRST_CODE), *known)]
 
 
-def _matches(new: list, old: list) -> tuple[Tensor, Tensor]:  # type: ignore[type-arg]
+def _matches(new: list[Any], old: list[Any]) -> tuple[Tensor, Tensor]:
     place = {key: i for i, key in enumerate(old)}
     pairs = [(i, place[key]) for i, key in enumerate(new) if key in place]
     return torch.tensor([i for i, _ in pairs]).long(), torch.tensor([j for _, j in pairs]).long()
@@ -104,7 +107,7 @@ def _axis_of_columns(
     if ".columns_out." in name:
         return 1, shared.tokens
     if name == "readout.linear.weight" and network.readout.flattens:
-        return 1, _features(shared.tokens, network.tokens.identity.shape[-1])
+        return 1, _features(shared.tokens, network.readout.norm.weight.shape[-1])
     return None, shared.tokens
 
 

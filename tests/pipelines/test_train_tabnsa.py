@@ -210,7 +210,8 @@ def test_a_file_that_is_no_table_ends_with_one_line(
 ) -> None:
     (tmp_path / name).write_text(content)
     places = ["--data.file", str(tmp_path / name), "--data.target", "y"]
-    assert train_tabnsa.main(places) == 2
+    assert train_tabnsa.main([*places, "--storage", str(tmp_path / "runs")]) == 2
+    assert not (tmp_path / "runs").exists()
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: ")
     assert re.search(said, line)
