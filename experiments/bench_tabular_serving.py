@@ -35,6 +35,7 @@ TABLES = {  # numbers and categories
     "10 numbers": (10, 0),
     "6 numbers, 8 categories": (6, 8),
     "30 numbers": (30, 0),
+    "61 numbers": (61, 0),
     "100 numbers": (100, 0),
 }
 SETTINGS = {

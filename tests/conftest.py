@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 
 @pytest.fixture
@@ -23,10 +24,18 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(small)], check=True)
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in a hook of its own
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run pipelines in one process, since two Ray clusters do not fit on one machine."""
-    for item in items:
-        folder = Path(item.nodeid.partition("::")[0])
-        group = "pipelines" if "pipelines" in folder.parts else str(folder)
-        item.add_marker(pytest.mark.xdist_group(group))
+class ByFolder(LoadScopeScheduling):  # type: ignore[misc]
+    """Runs the files of pipelines in one process: two Ray clusters do not fit on one machine.
+
+    Not by marks of groups, which pytest-xdist 3.8 writes into names that pytest 9.2 does not read.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "pipelines" if "pipelines" in Path(file).parts else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> ByFolder:
+    """Say which tests must share a process, where there are several."""
+    return ByFolder(config, log)
