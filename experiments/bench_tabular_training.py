@@ -75,7 +75,7 @@ class Case:
         if self.kind != "paper":
             return NetworkSettings(attention=self.kind)  # type: ignore[arg-type]
         names = NetworkSettings.__dataclass_fields__
-        return NetworkSettings(**{k: v for k, v in PAPER.items() if k in names})  # type: ignore[arg-type]
+        return NetworkSettings(**{k: v for k, v in PAPER.items() if k in names})
 
     def attention_operations(self) -> float:
         """Return operations of seven products of the scores that attention needs."""
