@@ -6,7 +6,7 @@ Run again, it reuses what is finished and says so.
 
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 if __package__ in (None, ""):
@@ -25,6 +25,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from hashtab.features.errors import DataError
+from hashtab.models.tabular.settings import NetworkSettings, TrainingSettings
 from hashtab.pipelines.command_line import SettingsError, parse
 from hashtab.pipelines.leave import STOPPED, leave
 from hashtab.pipelines.places import DEFAULT_TRACKING, python_script, shown, tracking_option
@@ -52,12 +53,16 @@ class DemoTabularSettings:
 
     Args:
         data: folder that scikit-learn's tables are written to.
+        network: what TabNSA is made of.
+        training: how it is trained.
         seed: of the rows held out and of all models.
         storage: folder of all runs.
         tracking_uri: of MLflow.
     """
 
     data: str = "data/tabular"
+    network: NetworkSettings = field(default_factory=NetworkSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
     seed: int = 0
     storage: str = "runs"
     tracking_uri: str = DEFAULT_TRACKING
@@ -83,6 +88,8 @@ def train(name: str, settings: DemoTabularSettings) -> tuple[TableRun, TableData
     file = Path(settings.data) / f"{name}.csv"
     chosen = TableTrainSettings(
         data=TableSettings(file=str(file), target=_TABLES[name]),
+        network=settings.network,
+        training=settings.training,
         seed=settings.seed,
         storage=settings.storage,
         tracking_uri=settings.tracking_uri,

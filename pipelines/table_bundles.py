@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import polars as pl
 
 from hashtab.features.plain import build
@@ -16,6 +17,7 @@ from hashtab.pipelines.command_line import SettingsError
 from hashtab.pipelines.table_data import TableData, Task
 from hashtab.pipelines.table_graph import Estimator, table_graph
 from hashtab.pipelines.table_parity import check_parity
+from hashtab.serving.errors import BundleError
 from hashtab.serving.manifest import FORMAT, GOLDEN, TABLE
 from hashtab.serving.table_bundle import TableBundle, TableGolden
 from hashtab.serving.table_columns import matrices
@@ -139,6 +141,7 @@ def _build(
         labels=meaning.labels,
         parity=TableParity(rows=0, largest_difference=0.0),
     )
+    _check_columns(estimator, meaning.columns)
     bundle = TableBundle(folder, draft)
     parity = check_parity(estimator, bundle, sample)
     inputs = matrices(sample, meaning.columns)
@@ -146,6 +149,18 @@ def _build(
     return replace(draft, parity=parity).write(folder)
 
 
+def _check_columns(estimator: Estimator, columns: tuple[Column, ...]) -> None:
+    """Refuse columns that the estimator takes for something else than the bundle would."""
+    table = estimator.table_
+    numeric = tuple(i for i, column in enumerate(columns) if column.numeric)
+    if table.names != tuple(column.name for column in columns) or table.numeric != numeric:
+        raise BundleError(
+            f"the estimator reads numbers from {[table.names[i] for i in table.numeric]} of "
+            f"{list(table.names)}, the bundle from {[columns[i].name for i in numeric]} of "
+            f"{[column.name for column in columns]}: nothing was exported"
+        )
+
+
 def label_text(label: Any) -> str:
     """Return a class as text, as the manifest has it."""
-    return str(label).lower() if str(label) in ("True", "False") else str(label)
+    return str(label).lower() if isinstance(label, bool | np.bool_) else str(label)

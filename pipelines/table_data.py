@@ -1,7 +1,6 @@
 """A labelled table from CSV or Parquet: features, target, task, and the rows that are held out."""
 
 import hashlib
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -299,9 +298,7 @@ def served_columns(features: pl.DataFrame, categorical: Sequence[str]) -> tuple[
             return "boolean"
         if not dtype.is_numeric():
             return "text"
-        if name not in categorical:
-            return "number"
-        return "integer" if dtype.is_integer() else "text"
+        return "integer" if name in categorical else "number"
 
     return tuple(Column(name=n, values=values(n, t)) for n, t in features.schema.items())
 
@@ -349,21 +346,21 @@ def held_out_rows(
 
 
 def _check(train: LabelledTable, test: LabelledTable, task: Task, target: str, file: str) -> None:
+    values = np.unique(train.target)
+    if task == "classification" and len(train) > 1 and len(values) > len(train) / 2:
+        raise DataError(
+            f"the target {target!r} of {file} has {len(values):,} classes in {len(train):,} rows; "
+            "for a number give --data.task regression, or name another --data.target"
+        )
     if len(train) + len(test) < _FEWEST_ROWS or not len(test) or not len(train):
         raise DataError(
             f"{file} holds {len(train)} rows to learn from and {len(test)} to test on, too few; "
             "give more rows, or another --data.test_fraction"
         )
-    values = np.unique(train.target)
     if len(values) < 2:
         raise DataError(
             f"the target {target!r} of {file} is {values[0]} in all {len(train):,} rows to learn "
             "from: there is nothing to predict; check --data.target"
-        )
-    if task == "classification" and len(values) > len(train) / 2:
-        raise DataError(
-            f"the target {target!r} of {file} has {len(values):,} classes in {len(train):,} rows; "
-            "for a number give --data.task regression, or name another --data.target"
         )
     unknown = sorted(set(test.target.tolist()) - set(values.tolist()))
     if task == "classification" and unknown:
@@ -379,9 +376,3 @@ def _digest(files: Sequence[Path], settings: TableSettings, task: Task, seed: in
     how = (settings.target, task, sorted(settings.drop), sorted(settings.categorical))
     split = (settings.test is None, settings.test_fraction, settings.time, seed)
     return hashlib.sha256(repr((parts, how, split)).encode()).hexdigest()
-
-
-def say(data: TableData) -> None:
-    """Tell the person what was left out."""
-    for line in data.said:
-        print(line, file=sys.stderr)

@@ -16,7 +16,8 @@ class Column:
 
     Args:
         name: of the column.
-        values: what it held in training: `number` is read as a number, all else as a category.
+        values: what it held in training: `number` is read as a number, all else as a category;
+            `integer` are numbers that were said to be categories.
     """
 
     name: str

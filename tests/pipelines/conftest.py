@@ -25,9 +25,12 @@ from tests.pipelines.bundles import (
     shop_bundle,
     shop_data,
 )
+from tests.pipelines.tables import churn_bundle, customers_file
 
 # Fixtures that live in a file of their own; pytest finds them by these names.
 __all__ = [
+    "churn_bundle",
+    "customers_file",
     "din_bundle",
     "fitted_bundle",
     "long_short_bundle",

@@ -1,201 +1,230 @@
-"""A table on its way from a file to scores: training, gate, bundle, registry, batch scores."""
+"""Training on a table: from a file to a bundle, an MLflow run and plots, or one line that helps."""
 
-import subprocess
-import sys
+import json
+import re
+from dataclasses import replace
+from datetime import date, timedelta
 from pathlib import Path
-from typing import Any
 
+import mlflow
 import numpy as np
 import polars as pl
 import pytest
 
-from hashtab.pipelines import score_table, train_tabnsa
-from hashtab.pipelines.registry import find_bundle
-from hashtab.pipelines.table_bundles import export_table, load_estimator
-from hashtab.serving.errors import BundleError, RequestError
+from hashtab.features.errors import DataError
+from hashtab.models.tabular import TabNSAClassifier, TabNSARegressor
+from hashtab.models.tabular.settings import NetworkSettings, TrainingSettings
+from hashtab.pipelines import train_tabnsa
+from hashtab.pipelines.command_line import SettingsError, flatten
+from hashtab.pipelines.registry import CHALLENGER, Registry
+from hashtab.pipelines.table_data import TableSettings, labelled, load
+from hashtab.pipelines.table_metrics import losses, metrics
+from hashtab.pipelines.table_runs import TableRun, TableTrainSettings
+from hashtab.pipelines.train_tabnsa import train
 from hashtab.serving.table_bundle import TableBundle
+from tests.pipelines.tables import settings_of
 
+# MLflow and what it imports deprecate each other's names, which is none of our doing.
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:.*Any type hint:UserWarning"
 )
 
-ROWS = 160
-QUICK = ("--training.folds=2", "--training.max_epochs=4", "--network.bins=4")
 
-
-def churn(rows: int = ROWS) -> pl.DataFrame:
-    """Customers as they come: numbers, text and truth values, some of them missing."""
-    rng = np.random.default_rng(0)
-    age, plan = rng.normal(40, 10, rows), rng.choice(["basic", "plus", "größer"], rows)
-    gone = (age + 10 * (plan == "basic") + rng.normal(0, 5, rows)) > 45
-    return pl.DataFrame(
-        {
-            "customer": [f"c{i}" for i in range(rows)],
-            "age": pl.Series(age).set(pl.Series(rng.random(rows) < 0.1), None),
-            "plan": pl.Series(plan).set(pl.Series(rng.random(rows) < 0.1), None),
-            "abroad": rng.random(rows) < 0.2,
-            "visits": rng.integers(0, 9, rows),
-            "spent": 3 * age + rng.normal(0, 1, rows),
-            "gone": pl.Series(gone).replace_strict({True: "yes", False: "no"}),
-        }
-    )
-
-
-def run(folder: Path, *options: str, target: str = "gone") -> int:
-    tracking = f"sqlite:///{folder / 'mlflow.db'}"
-    return train_tabnsa.main(
-        [
-            f"--data.file={folder / 'churn.parquet'}",
-            f"--data.target={target}",
-            "--data.drop=[customer]",
-            f"--storage={folder / 'runs'}",
-            f"--tracking_uri={tracking}",
-            *QUICK,
-            *options,
-        ]
-    )
+@pytest.fixture(scope="module")
+def settings(
+    customers_file: Path, database: str, tmp_path_factory: pytest.TempPathFactory
+) -> TableTrainSettings:
+    folder = tmp_path_factory.mktemp("tabnsa")
+    return replace(settings_of(customers_file), storage=str(folder / "runs"), tracking_uri=database)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where one training has ended and its bundle is a registered model."""
-    folder = tmp_path_factory.mktemp("tables")
-    churn().write_parquet(folder / "churn.parquet")
-    assert run(folder, "--run_name=first", "--register=churn") == 0
-    return folder
+def run(settings: TableTrainSettings, tmp_path_factory: pytest.TempPathFactory) -> TableRun:
+    """A finished training, registered as `customers`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("artifacts"))  # where a database keeps its artifacts
+        return train(replace(settings, register="customers"))
 
 
-@pytest.fixture(scope="module")
-def bundle(folder: Path) -> TableBundle:
-    return TableBundle.open(folder / "runs" / "first" / "bundle")
+def test_a_training_ends_in_a_bundle_that_predicts_as_it_was_tested(run: TableRun) -> None:
+    result, bundle = run.result, TableBundle.open(run.bundle)
+    held_out = pl.read_parquet(run.held_out)
+    found = metrics(held_out["churned"].to_numpy(), bundle.predict_proba(held_out), bundle.labels)
+    assert found == pytest.approx(result.metrics["test"], abs=1e-5)
+    assert bundle.manifest.metrics == result.metrics
+    assert bundle.manifest.parity.largest_difference < 1e-5
+    assert bundle.manifest.classes == ("no", "yes")
+    assert {c.name: c.values for c in bundle.manifest.columns} == {
+        "age": "number",
+        "city": "text",
+        "member": "boolean",
+        "plan": "integer",
+        "visits": "number",
+    }
+    assert result.rows == {"train": 96, "test": 24}
+    assert set(result.importances) == {column.name for column in bundle.manifest.columns}
+    for name in ("calibration", "confusion", "importances", "learning_curves"):
+        assert (run.plots / f"{name}.png").stat().st_size > 5000
 
 
-def hard_rows() -> pl.DataFrame:
-    return pl.DataFrame(
-        {
-            "age": [None, np.inf, -np.inf, 1e30, 41.0],
-            "plan": ["basic", None, "never seen", "plus", "größer"],
-            "abroad": [True, None, False, True, True],
-            "visits": [3, None, 0, -5, 10**9],
-            "spent": [1.0, 2.0, None, np.nan, 5.0],
-        }
-    )
+def test_mlflow_knows_the_run(run: TableRun, database: str) -> None:
+    client = mlflow.MlflowClient(database)
+    told = client.get_run(run.tracked_as or "")
+    assert told.info.status == "FINISHED"
+    assert told.data.params["network.width"] == "8"
+    assert told.data.params["data.target"] == "churned"
+    assert told.data.metrics["best/test/auc"] == pytest.approx(run.result.metrics["test"]["auc"])
+    history = client.get_metric_history(told.info.run_id, "fit/validation_loss")
+    assert [metric.step for metric in history] == list(range(1, 1 + len(run.result.curves)))
+    assert told.data.tags["mlflow.source.name"] == "pipelines/train_tabnsa.py"
 
 
-def test_a_bundle_scores_as_the_estimator_does(folder: Path, bundle: TableBundle) -> None:
-    estimator = load_estimator(folder / "runs" / "first" / "model")
-    for rows in (churn().drop("gone"), hard_rows()):
-        served, expected = bundle.predict_proba(rows), estimator.predict_proba(rows)
-        np.testing.assert_allclose(served, expected, atol=1e-5)
-    assert bundle.manifest.parity.largest_difference <= 1e-5
-    assert set(bundle.predict(hard_rows())) <= {"yes", "no"}
+def test_the_registered_model_predicts_in_mlflow(run: TableRun, database: str) -> None:
+    registry = Registry(database, "customers")
+    assert registry.aliases() == {CHALLENGER: 1}
+    bundle = TableBundle.open(registry.download(1))
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(database)
+    try:
+        model = mlflow.pyfunc.load_model("models:/customers@challenger")
+    finally:
+        mlflow.set_tracking_uri(before)
+    example = bundle.example()
+    found = model.predict(example)["probabilities"]
+    np.testing.assert_array_equal(found, bundle.run(example))
 
 
-def test_rows_come_as_mappings_too_and_none_is_answered_by_none(bundle: TableBundle) -> None:
-    row: dict[str, Any] = {"visits": 2, "plan": "plus", "age": 30, "abroad": False, "spent": None}
-    alone = bundle.score([row])
-    assert alone.shape == (1,)
-    assert bundle.score(hard_rows().head(0)).shape == (0,)
-    np.testing.assert_allclose(alone, bundle.score(pl.DataFrame([row])), atol=1e-6)
-
-
-def test_a_row_without_a_column_is_refused_by_name(bundle: TableBundle) -> None:
-    with pytest.raises(RequestError, match="plan"):
-        bundle.score(hard_rows().drop("plan"))
-
-
-def test_serving_needs_no_torch(bundle: TableBundle) -> None:
-    code = (
-        "import sys\n"
-        "from hashtab.serving.table_bundle import TableBundle\n"
-        f"bundle = TableBundle.open({str(bundle.folder)!r})\n"
-        "bundle.score([{'age': 1, 'plan': 'x', 'abroad': True, 'visits': 1, 'spent': 2}])\n"
-        "assert 'torch' not in sys.modules and 'mlflow' not in sys.modules\n"
-    )
-    root = Path(__file__).resolve().parents[2]
-    subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
-
-
-def test_the_registry_names_the_bundle(folder: Path, bundle: TableBundle) -> None:
-    found = find_bundle("models:/churn@challenger", f"sqlite:///{folder / 'mlflow.db'}")
-    assert TableBundle.open(found).manifest.digest == bundle.manifest.digest
-
-
-def test_a_finished_run_is_not_begun_again(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+def test_a_finished_training_is_shown_again_and_not_begun_twice(
+    run: TableRun, settings: TableTrainSettings
 ) -> None:
-    assert run(folder, "--run_name=first") == 2
-    assert "--resume" in capsys.readouterr().err
-    assert run(folder, "--run_name=first", "--resume") == 0, capsys.readouterr().err
-    assert "AUC" in capsys.readouterr().out
+    with pytest.raises(SettingsError, match=r"was finished before.*add --resume"):
+        train(settings)
+    before = run.bundle.stat().st_mtime_ns
+    assert train(replace(settings, resume=True)).result == run.result
+    assert run.bundle.stat().st_mtime_ns == before
 
 
-def test_a_table_is_scored_row_by_row_once(folder: Path, bundle: TableBundle) -> None:
-    output = folder / "scores"
-    arguments = [
-        f"--bundle={bundle.folder}",
-        f"--rows={folder / 'churn.parquet'}",
-        f"--output={output}",
-        "--keep=[customer]",
-        "--rows_per_part=50",
-    ]
-    assert score_table.main(arguments) == 0
-    scores = pl.scan_parquet(output / "*.parquet").collect().sort("row")
-    assert scores["customer"].to_list() == churn()["customer"].to_list()
-    expected = bundle.predict_proba(churn())
-    found = scores.select(pl.col("^.*yes.*$")).to_series().to_numpy()
-    np.testing.assert_allclose(found, expected[:, list(bundle.labels).index("yes")], atol=1e-6)
-    parts = {path: path.stat().st_mtime_ns for path in output.glob("*.parquet")}
-    assert score_table.main(arguments) == 0
-    assert {path: path.stat().st_mtime_ns for path in output.glob("*.parquet")} == parts
-
-
-@pytest.mark.parametrize("file", ["model.onnx", "golden.npz"])
-def test_a_damaged_bundle_is_refused_by_the_files_name(
-    bundle: TableBundle, tmp_path: Path, file: str
+def test_the_command_ends_with_where_all_lies_and_what_to_run_next(
+    run: TableRun, settings: TableTrainSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for path in bundle.folder.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    (tmp_path / file).write_bytes((tmp_path / file).read_bytes()[:-9])
-    with pytest.raises(BundleError, match=file):
-        TableBundle.open(tmp_path)
+    plain = {"network": flatten(settings.network), "training": flatten(settings.training)}
+    plain["data"] = {name: v for name, v in flatten(settings.data).items() if v is not None}
+    (tmp_path / "my.yaml").write_text(json.dumps(plain))
+    where = ["--storage", settings.storage, "--tracking_uri", settings.tracking_uri]
+    assert train_tabnsa.main(["--config", str(tmp_path / "my.yaml"), *where, "--resume"]) == 0
+    said = capsys.readouterr().out
+    for words in ("96 rows of 5 columns", "AUC", str(run.bundle), "score_table.py --bundle"):
+        assert words in said
 
 
-def test_nothing_is_exported_that_differs_from_torch(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    right = TableBundle.run
-    monkeypatch.setattr(TableBundle, "run", lambda self, inputs: right(self, inputs) + 2e-5)
-    with pytest.raises(BundleError, match="nothing was exported"):
-        export_table(folder / "runs" / "first" / "model", tmp_path / "bundle", {})
-    assert not (tmp_path / "bundle").exists()
-
-
-def test_a_number_is_predicted(folder: Path) -> None:
-    assert run(folder, "--run_name=number", target="spent") == 0
-    bundle = TableBundle.open(folder / "runs" / "number" / "bundle")
-    estimator = load_estimator(folder / "runs" / "number" / "model")
-    rows = hard_rows().with_columns(gone=pl.Series(["yes", None, "no", "", "maybe"]))
-    np.testing.assert_allclose(bundle.predict(rows), estimator.predict(rows), rtol=1e-5)
-    assert bundle.manifest.task == "regression"
+def test_settings_are_those_of_the_estimators() -> None:
+    for kind in (TabNSAClassifier, TabNSARegressor):
+        defaults = kind().get_params()
+        own = vars(NetworkSettings()) | vars(TrainingSettings())
+        assert {name: defaults[name] for name in own} == own
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("target", "task"),
     [
-        (lambda t: t.drop("gone"), "gone"),
-        (lambda t: t.with_columns(gone=pl.lit("yes")), "one"),
-        (lambda t: t.head(0), "row"),
-        (lambda t: t.with_columns(since=pl.date(2024, 1, 1)), "since"),
+        (["a", "b"] * 20, "classification"),
+        ([True, False] * 20, "classification"),
+        ([0, 1] * 20, "classification"),
+        ([0.0, 1.0] * 20, "classification"),
+        (list(range(40)), "regression"),
+        ([0.5, 1.5] * 20, "regression"),
     ],
-    ids=["no target", "one class", "no rows", "dates"],
 )
-def test_bad_tables_end_with_one_line(
-    tmp_path: Path, change: Any, said: str, capsys: pytest.CaptureFixture[str]
+def test_the_task_is_told_by_the_target(tmp_path: Path, target: list[object], task: str) -> None:
+    pl.DataFrame({"x": np.arange(40.0), "y": target}).write_parquet(tmp_path / "t.parquet")
+    data = load(TableSettings(file=str(tmp_path / "t.parquet"), target="y"), 0)
+    assert data.task == task
+    assert (len(data.train), len(data.test)) == (32, 8)
+    if task == "classification":
+        assert {np.count_nonzero(data.test.target == label) for label in target} == {4}
+
+
+def test_rows_are_held_out_by_time_or_by_a_file(tmp_path: Path) -> None:
+    days = [date(2024, 1, 1) + timedelta(days=i // 2) for i in range(40)]
+    frame = pl.DataFrame({"x": np.arange(40.0), "day": days, "y": [0, 1] * 20})
+    frame.sample(fraction=1, shuffle=True, seed=0).write_csv(tmp_path / "t.csv")
+    settings = TableSettings(file=str(tmp_path / "t.csv"), target="y", time="day")
+    data = load(settings, 0)
+    assert data.train.frame["x"].sort().to_list() == list(range(32))  # a day is not cut in two
+    assert data.test.frame.columns == ["x"]
+    frame.head(5).write_csv(tmp_path / "other.csv")
+    other = load(replace(settings, time=None, drop=("day",), test=str(tmp_path / "other.csv")), 0)
+    assert (len(other.train), len(other.test)) == (40, 5)
+    assert other.digest != data.digest
+
+
+def test_text_of_another_table_is_read_as_that_of_the_first(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("city,y\n" + "007,a\nx,b\n" * 10)
+    (tmp_path / "other.csv").write_text("city,y\n007,a\n,b\n7,\n")
+    data = load(TableSettings(file=str(tmp_path / "t.csv"), target="y"), 0)
+    rows, said = labelled(str(tmp_path / "other.csv"), data.columns, "y", data.task)
+    assert rows.frame["city"].to_list() == ["007", None]
+    assert "1 rows of" in said[0]
+    assert "have no 'y'" in said[0]
+
+
+def frame(**columns: object) -> pl.DataFrame:
+    return pl.DataFrame({"x": np.arange(20.0), "y": [0, 1] * 10, **columns})
+
+
+@pytest.mark.parametrize(
+    ("table", "options", "said"),
+    [
+        (frame(), {"target": "z"}, "no column 'z' to predict.*--data.target"),
+        (frame(y=[1] * 20), {}, "is 1 in all 16 rows"),
+        (frame(y=[f"name {i}" for i in range(20)]), {}, "classes in .* rows"),
+        (frame(y=["a", "b"] * 10), {"task": "regression"}, "a regression needs numbers"),
+        (frame(day=[date(2024, 1, 1)] * 20), {}, r"'day' holds Date.*--data\.drop '\[day\]'"),
+        (frame(tags=[["a"]] * 20), {}, r"'tags' holds List.*--data\.drop '\[tags\]'"),
+        (frame(), {"drop": ("idd",)}, r"no column 'idd', which --data\.drop names"),
+        (frame(), {"drop": ("x",)}, "no column but the target"),
+        (frame().head(0), {}, "too few"),
+        (frame().head(4), {}, "too few"),
+    ],
+)
+def test_a_table_that_cannot_be_used_is_named(
+    table: pl.DataFrame, options: dict[str, str], said: str, tmp_path: Path
 ) -> None:
-    change(churn()).write_parquet(tmp_path / "churn.parquet")
-    assert run(tmp_path) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error:")
-    assert said in error
+    table.write_parquet(tmp_path / "t.parquet")
+    given = {"file": str(tmp_path / "t.parquet"), "target": "y", **options}
+    with pytest.raises(DataError, match=said):
+        load(TableSettings(**given), 0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("t.csv", "", "cannot be read"),
+        ("t.xlsx", "PK", "neither CSV .* nor Parquet"),
+        ("t.parquet", "no parquet", "cannot be read"),
+        ("t.csv", "x,y\n", "too few"),
+    ],
+)
+def test_a_file_that_is_no_table_ends_with_one_line(
+    name: str, content: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_text(content)
+    places = ["--data.file", str(tmp_path / name), "--data.target", "y"]
+    assert train_tabnsa.main([*places, "--storage", str(tmp_path / "runs")]) == 2
     assert not (tmp_path / "runs").exists()
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: ")
+    assert re.search(said, line)
+
+
+def test_metrics_of_known_predictions() -> None:
+    classes, target = np.array(["a", "b"]), np.array(["a", "b", "b", "a"])
+    predicted = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.7, 0.3]], np.float32)
+    found = metrics(target, predicted, classes)
+    assert found["auc"] == 1
+    assert found["accuracy"] == 0.75
+    assert found["log_loss"] == pytest.approx(losses(target, predicted, classes).mean())
+    assert found["log_loss"] == pytest.approx(-np.log([0.9, 0.8, 0.4, 0.7]).mean(), rel=1e-5)
+    numbers = metrics(np.array([1.0, 3.0]), np.array([2.0, 3.0]), None)
+    assert numbers == pytest.approx({"rmse": 0.5**0.5, "mae": 0.5, "r2": 0.5})
+    assert "auc" not in metrics(target[:1], predicted[:1], classes)  # one class only
