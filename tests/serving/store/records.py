@@ -1,5 +1,7 @@
 """Whole records around a number, light to import for the processes that tests start."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from hashtab.serving.store import RecordLayout, UserRecord, pack
@@ -18,7 +20,7 @@ LAYOUT = RecordLayout(
 
 def numbered(revision: int, size: int = LAYOUT.size) -> bytes:
     """A whole record whose revision and every table entry are one number."""
-    layout = RecordLayout(**{**vars(LAYOUT), "size": size})
+    layout = replace(LAYOUT, size=size)
     empty = UserRecord.empty(layout)
     table = np.full(layout.shape, revision, np.int32)
-    return pack(UserRecord(**{**vars(empty), "revision": revision, "table": table}), layout)
+    return pack(replace(empty, revision=revision, table=table), layout)
