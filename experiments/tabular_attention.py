@@ -78,7 +78,7 @@ def journey(question: str) -> Table:
     assert schema.items is not None
     assert schema.behaviours is not None
     items = pl.read_parquet(
-        schema.items.files, columns=["product_id", "product_type", "department"]
+        str(schema.items.files), columns=["product_id", "product_type", "department"]
     )
     log = pl.read_parquet(str(schema.behaviours.files)).join(items, on="product_id")
     past = log.filter(pl.col("week") <= LAST_SEEN_WEEK)
