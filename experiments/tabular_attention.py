@@ -155,7 +155,8 @@ def compare(table: Table, settings: argparse.Namespace) -> None:
     fitting = {
         name: some
         for name, some in VARIANTS.items()
-        if some["attention"] != "dense" or columns <= settings.dense_columns
+        if name in ("none", *settings.variants)
+        and (some["attention"] != "dense" or columns <= settings.dense_columns)
     }
     splits = make_splits(table)[: settings.splits]
     results = {
@@ -187,6 +188,7 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, required=True, help="folder of the benchmark's tables")
     parser.add_argument("--sets", nargs="+", help="all when left out")
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--splits", type=int, default=3)
     parser.add_argument("--rows", type=int, default=1_000, help="to fit on, at most")
     parser.add_argument("--scored", type=int, default=1_000, help="of inner validation, at most")
