@@ -66,10 +66,10 @@ class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
         self,
         *,
         categorical_features: Sequence[str | int] | None,
-        width: int,
-        blocks: int,
+        width: int | None,
+        blocks: int | None,
         mixer: bool,
-        mixer_width: int,
+        mixer_width: int | None,
         attention: Attention,
         heads: int,
         block: int,
@@ -78,9 +78,9 @@ class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
         fusion: Fusion,
         columns: Columns,
         numeric: Numeric,
-        bins: int,
+        bins: int | None,
         readout: Readout,
-        readout_width: int,
+        readout_width: int | None,
         members: int,
         dropout: float,
         folds: int,
@@ -90,6 +90,7 @@ class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
         max_epochs: int,
         patience: int,
         clip: float,
+        averaging: float,
         time_budget: float | None,
         device: str,
         random_state: int | np.random.RandomState | None,
@@ -116,7 +117,7 @@ class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
     ) -> Self:
         """Fit on data whose target the subclass has checked; the table is `self.table_`."""
         settings = self._settings(TrainingSettings)
-        network_settings = self._settings(NetworkSettings)
+        network_settings = self._settings(NetworkSettings).sized(len(data.target))
         if freeze_backbone and warm_start_from is None:
             raise ValueError("freeze_backbone=True needs warm_start_from: nothing is trained yet")
         if warm_start_from is self:

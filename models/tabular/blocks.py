@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hashtab.kernels import nsa
-from hashtab.models.tabular.settings import NetworkSettings
+from hashtab.models.tabular.settings import SizedSettings
 from hashtab.models.tabular.stacked import ColumnLinear, Dropout, LayerNorm, Linear
 
 
@@ -15,7 +15,7 @@ class TabMixer(nn.Module):
     y = LN(x); SiLU(LN(MLP over features of y * GELU(MLP over columns of y))), without the residual.
     """
 
-    def __init__(self, networks: int, columns: int, settings: NetworkSettings) -> None:
+    def __init__(self, networks: int, columns: int, settings: SizedSettings) -> None:
         super().__init__()
         width, hidden = settings.width, settings.mixer_width
         self.norm = LayerNorm(networks, width)
@@ -45,7 +45,7 @@ class ColumnAttention(nn.Module):
 
     order: Tensor
 
-    def __init__(self, networks: int, columns: int, settings: NetworkSettings) -> None:
+    def __init__(self, networks: int, columns: int, settings: SizedSettings) -> None:
         super().__init__()
         self.settings = settings
         self.impl: nsa.Impl = "auto"
@@ -110,7 +110,7 @@ class TabNSABlock(nn.Module):
     NOTE[DIFF]: the published block has no residual around attention; here there is one for both.
     """
 
-    def __init__(self, networks: int, columns: int, settings: NetworkSettings) -> None:
+    def __init__(self, networks: int, columns: int, settings: SizedSettings) -> None:
         super().__init__()
         branches: list[nn.Module] = []
         if settings.attention not in ("none", "auto"):

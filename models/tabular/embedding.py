@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hashtab.models.tabular.settings import NetworkSettings
+from hashtab.models.tabular.settings import SizedSettings
 from hashtab.models.tabular.stacked import uniform
 from hashtab.models.tabular.table import FIRST_CODE
 
@@ -42,7 +42,7 @@ class NumericTokens(nn.Module):
 
     bins: Tensor
 
-    def __init__(self, networks: int, columns: int, settings: NetworkSettings) -> None:
+    def __init__(self, networks: int, columns: int, settings: SizedSettings) -> None:
         super().__init__()
         self.kind = settings.numeric
         features = {"piecewise": settings.bins, "periodic": 2 * settings.bins, "linear": 0}
@@ -108,7 +108,7 @@ class TableTokens(nn.Module):
     """
 
     def __init__(
-        self, networks: int, numeric: int, levels: tuple[int, ...], settings: NetworkSettings
+        self, networks: int, numeric: int, levels: tuple[int, ...], settings: SizedSettings
     ) -> None:
         super().__init__()
         self.count = numeric + len(levels)
@@ -131,7 +131,7 @@ class SharedTokens(nn.Module):
     """
 
     def __init__(
-        self, networks: int, numeric: int, levels: tuple[int, ...], settings: NetworkSettings
+        self, networks: int, numeric: int, levels: tuple[int, ...], settings: SizedSettings
     ) -> None:
         super().__init__()
         self.levels = [count + FIRST_CODE for count in levels]

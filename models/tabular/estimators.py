@@ -30,8 +30,8 @@ class TabNSAClassifier(ClassifierMixin, BaseTabNSA):  # type: ignore[misc]
             type, such as integer codes; columns of text, bools and categories are so anyway.
         width, blocks, mixer, mixer_width, attention, heads, block, selected, window, fusion,
         columns, numeric, bins, readout, readout_width, members, dropout: see `NetworkSettings`.
-        folds, learning_rate, weight_decay, batch_size, max_epochs, patience, clip, time_budget:
-            see `TrainingSettings`.
+        folds, learning_rate, weight_decay, batch_size, max_epochs, patience, clip,
+        averaging, time_budget: see `TrainingSettings`.
         device: "cpu", "cuda", ... to train on; "auto" takes a GPU where there is one. Predictions
             are made on the CPU.
         random_state: seed of folds, initial weights and order of rows.
@@ -55,10 +55,10 @@ class TabNSAClassifier(ClassifierMixin, BaseTabNSA):  # type: ignore[misc]
         self,
         *,
         categorical_features: Sequence[str | int] | None = None,
-        width: int = 16,
-        blocks: int = 1,
+        width: int | None = None,
+        blocks: int | None = None,
         mixer: bool = True,
-        mixer_width: int = 32,
+        mixer_width: int | None = None,
         attention: Attention = "auto",
         heads: int = 2,
         block: int = 16,
@@ -67,18 +67,19 @@ class TabNSAClassifier(ClassifierMixin, BaseTabNSA):  # type: ignore[misc]
         fusion: Fusion = "sum",
         columns: Columns = "own",
         numeric: Numeric = "piecewise",
-        bins: int = 8,
+        bins: int | None = None,
         readout: Readout = "auto",
-        readout_width: int = 128,
+        readout_width: int | None = None,
         members: int = 1,
         dropout: float = 0.15,
         folds: int = 8,
         learning_rate: float = 4e-3,
-        weight_decay: float = 0.3,
+        weight_decay: float = 1 / 60,
         batch_size: int | None = None,
-        max_epochs: int = 200,
+        max_epochs: int = 400,
         patience: int = 16,
         clip: float = 1.0,
+        averaging: float = 3.0,
         time_budget: float | None = None,
         device: str = "auto",
         random_state: int | np.random.RandomState | None = None,
@@ -112,6 +113,7 @@ class TabNSAClassifier(ClassifierMixin, BaseTabNSA):  # type: ignore[misc]
             max_epochs=max_epochs,
             patience=patience,
             clip=clip,
+            averaging=averaging,
             time_budget=time_budget,
             device=device,
             random_state=random_state,
@@ -199,8 +201,8 @@ class TabNSARegressor(RegressorMixin, BaseTabNSA):  # type: ignore[misc]
             type, such as integer codes; columns of text, bools and categories are so anyway.
         width, blocks, mixer, mixer_width, attention, heads, block, selected, window, fusion,
         columns, numeric, bins, readout, readout_width, members, dropout: see `NetworkSettings`.
-        folds, learning_rate, weight_decay, batch_size, max_epochs, patience, clip, time_budget:
-            see `TrainingSettings`.
+        folds, learning_rate, weight_decay, batch_size, max_epochs, patience, clip,
+        averaging, time_budget: see `TrainingSettings`.
         device: "cpu", "cuda", ... to train on; "auto" takes a GPU where there is one. Predictions
             are made on the CPU.
         random_state: seed of folds, initial weights and order of rows.
@@ -228,10 +230,10 @@ class TabNSARegressor(RegressorMixin, BaseTabNSA):  # type: ignore[misc]
         self,
         *,
         categorical_features: Sequence[str | int] | None = None,
-        width: int = 16,
-        blocks: int = 1,
+        width: int | None = None,
+        blocks: int | None = None,
         mixer: bool = True,
-        mixer_width: int = 32,
+        mixer_width: int | None = None,
         attention: Attention = "auto",
         heads: int = 2,
         block: int = 16,
@@ -240,18 +242,19 @@ class TabNSARegressor(RegressorMixin, BaseTabNSA):  # type: ignore[misc]
         fusion: Fusion = "sum",
         columns: Columns = "own",
         numeric: Numeric = "piecewise",
-        bins: int = 8,
+        bins: int | None = None,
         readout: Readout = "auto",
-        readout_width: int = 128,
+        readout_width: int | None = None,
         members: int = 1,
         dropout: float = 0.15,
         folds: int = 8,
         learning_rate: float = 4e-3,
-        weight_decay: float = 0.3,
+        weight_decay: float = 1 / 60,
         batch_size: int | None = None,
-        max_epochs: int = 200,
+        max_epochs: int = 400,
         patience: int = 16,
         clip: float = 1.0,
+        averaging: float = 3.0,
         time_budget: float | None = None,
         device: str = "auto",
         random_state: int | np.random.RandomState | None = None,
@@ -285,6 +288,7 @@ class TabNSARegressor(RegressorMixin, BaseTabNSA):  # type: ignore[misc]
             max_epochs=max_epochs,
             patience=patience,
             clip=clip,
+            averaging=averaging,
             time_budget=time_budget,
             device=device,
             random_state=random_state,

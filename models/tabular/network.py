@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from hashtab.models.tabular.blocks import ColumnAttention, TabNSABlock
 from hashtab.models.tabular.embedding import Encoded, SharedTokens, TableTokens
 from hashtab.models.tabular.order import correlation_order
-from hashtab.models.tabular.settings import NetworkSettings
+from hashtab.models.tabular.settings import SizedSettings
 from hashtab.models.tabular.stacked import Dropout, LayerNorm, Linear, uniform
 
 _ELEMENTS = 2**24  # of tokens at once where no gradient is kept: 64 MB
@@ -31,7 +31,7 @@ class TabNSANetwork(nn.Module):
         numeric: int,
         levels: tuple[int, ...],
         outputs: int,
-        settings: NetworkSettings,
+        settings: SizedSettings,
     ) -> None:
         super().__init__()
         self.members = settings.members
@@ -75,7 +75,7 @@ class TabNSANetwork(nn.Module):
 class Readout(nn.Module):
     """A hidden layer over all tokens, or over their mean: `[S, T, R, D]` -> `[S, R, width]`."""
 
-    def __init__(self, networks: int, columns: int, settings: NetworkSettings) -> None:
+    def __init__(self, networks: int, columns: int, settings: SizedSettings) -> None:
         super().__init__()
         self.flattens = settings.flattens(columns)
         inputs = settings.width * (columns if self.flattens else 1)

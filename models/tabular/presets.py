@@ -6,6 +6,7 @@ from typing import Any
 PAPER: MappingProxyType[str, Any] = MappingProxyType(
     {
         "width": 64,
+        "blocks": 1,
         "mixer_width": 256,
         "attention": "sparse",
         "heads": 4,
@@ -17,8 +18,9 @@ PAPER: MappingProxyType[str, Any] = MappingProxyType(
         "folds": 1,
         "members": 1,
         "learning_rate": 6.1e-4,
-        "weight_decay": 0.01,
+        "weight_decay": 0.0,
         "batch_size": 96,
+        "averaging": 0.0,
     }
 )
 """The published form, `TabNSAClassifier(**PAPER)`: one embedding for all columns and one-hot

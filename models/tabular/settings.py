@@ -1,6 +1,7 @@
 """Settings of a TabNSA network and of its training, checked where they are made."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from numbers import Integral
 from typing import Literal, get_args
 
@@ -10,6 +11,8 @@ Readout = Literal["auto", "flatten", "mean"]
 Fusion = Literal["sum", "gate"]
 Columns = Literal["own", "shared"]
 
+# From so many rows on, a network of default size is a large one (see README, "Tables").
+LARGE_FROM = 10_000
 # Above, a dense layer over all tokens is most of the network (see README, "Tables").
 WIDEST_FLATTENED = 4096
 
@@ -17,6 +20,10 @@ WIDEST_FLATTENED = 4096
 @dataclass(frozen=True, kw_only=True)
 class NetworkSettings:
     """What a TabNSA network is made of.
+
+    A size that is None is chosen by the number of rows to learn from: `width`, `blocks`,
+    `mixer_width`, `bins` and `readout_width` are 16, 1, 32, 8 and 64 below 10,000 rows, and 32, 2,
+    64, 32 and 256 from there on.
 
     Args:
         width: features D of a token; a token is a column.
@@ -44,10 +51,10 @@ class NetworkSettings:
         ValueError: a setting is out of its range.
     """
 
-    width: int = 16
-    blocks: int = 1
+    width: int | None = None
+    blocks: int | None = None
     mixer: bool = True
-    mixer_width: int = 32
+    mixer_width: int | None = None
     attention: Attention = "auto"
     heads: int = 2
     block: int = 16
@@ -56,26 +63,44 @@ class NetworkSettings:
     fusion: Fusion = "sum"
     columns: Columns = "own"
     numeric: Numeric = "piecewise"
-    bins: int = 8
+    bins: int | None = None
     readout: Readout = "auto"
-    readout_width: int = 128
+    readout_width: int | None = None
     members: int = 1
     dropout: float = 0.15
 
     def __post_init__(self) -> None:
-        _whole(self, (*_SIZES, "blocks"))
-        _positive(self, _SIZES)
+        given = {name for name in (*_WHOLE, "blocks") if getattr(self, name) is not None}
+        _whole(self, given)
+        _positive(self, given - {"blocks"})
         for name, kind in _CHOICES.items():
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(
                     f"{name} must be one of {get_args(kind)}, got {getattr(self, name)!r}"
                 )
-        if self.blocks < 0:
+        if self.blocks is not None and self.blocks < 0:
             raise ValueError(f"blocks must not be negative, got {self.blocks}")
-        if self.width % self.heads:
+        if self.width is not None and self.width % self.heads:
             raise ValueError(f"heads must divide width, got {self.heads=}, {self.width=}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout=}")
+
+    def sized(self, rows: int) -> "SizedSettings":
+        """Return these settings with the sizes that are None chosen for so many rows."""
+        own = asdict(self)
+        chosen = _LARGE if rows >= LARGE_FROM else _SMALL
+        return SizedSettings(**own | {k: v for k, v in chosen.items() if own[k] is None})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizedSettings(NetworkSettings):
+    """Settings whose sizes are all chosen, as a network is built from."""
+
+    width: int
+    blocks: int
+    mixer_width: int
+    bins: int
+    readout_width: int
 
     def flattens(self, columns: int) -> bool:
         """Whether the readout of a table of that many tokens reads them one by one."""
@@ -84,17 +109,9 @@ class NetworkSettings:
         return self.readout == "flatten"
 
 
-_SIZES = (
-    "width",
-    "mixer_width",
-    "heads",
-    "block",
-    "selected",
-    "window",
-    "bins",
-    "readout_width",
-    "members",
-)
+_SMALL = {"width": 16, "blocks": 1, "mixer_width": 32, "bins": 8, "readout_width": 64}
+_LARGE = {"width": 32, "blocks": 2, "mixer_width": 64, "bins": 32, "readout_width": 256}
+_WHOLE = (*_SMALL, "heads", "block", "selected", "window", "members")
 _CHOICES = {
     "attention": Attention,
     "fusion": Fusion,
@@ -112,11 +129,15 @@ class TrainingSettings:
         folds: networks, each of which validates on a part of the rows of its own and trains on
             the others; 1 holds a fifth out for one network.
         learning_rate: of AdamW.
-        weight_decay: of AdamW, on all weights and no bias.
+        weight_decay: share of itself that an epoch takes from each weight (of no bias or norm).
+            AdamW's own factor, which acts on a step and is scaled by the rate, follows from it: so
+            one value serves tables of any length (arXiv 2405.13698).
         batch_size: rows a step and network; None chooses by the number of rows.
         max_epochs: passes over the rows at most.
         patience: epochs without a better validation loss after which a network stops.
         clip: largest norm of a network's gradient.
+        averaging: epochs over which weights are averaged (exponentially); the averages are what is
+            validated and kept. 0 keeps the weights themselves.
         time_budget: seconds after which training stops with the best epoch so far; None for all.
 
     Raises:
@@ -125,11 +146,12 @@ class TrainingSettings:
 
     folds: int = 8
     learning_rate: float = 4e-3
-    weight_decay: float = 0.3
+    weight_decay: float = 1 / 60
     batch_size: int | None = None
-    max_epochs: int = 200
+    max_epochs: int = 400
     patience: int = 16
     clip: float = 1.0
+    averaging: float = 3.0
     time_budget: float | None = None
 
     def __post_init__(self) -> None:
@@ -140,8 +162,10 @@ class TrainingSettings:
         for name in ("batch_size", "time_budget"):
             if getattr(self, name) is not None:
                 _positive(self, (name,))
-        if self.weight_decay < 0:
-            raise ValueError(f"weight_decay must not be negative, got {self.weight_decay=}")
+        if not 0 <= self.weight_decay < 1:
+            raise ValueError(f"weight_decay must be in [0, 1), got {self.weight_decay}")
+        if not self.averaging >= 0:
+            raise ValueError(f"averaging must not be negative, got {self.averaging}")
 
     def batch(self, rows: int) -> int:
         """Return the rows of a step for a training set of that many (as TabM's defaults)."""
@@ -153,13 +177,13 @@ class TrainingSettings:
         return 512
 
 
-def _whole(settings: object, names: tuple[str, ...]) -> None:
+def _whole(settings: object, names: Iterable[str]) -> None:
     for name in names:
         if not isinstance(getattr(settings, name), Integral):
             raise ValueError(f"{name} must be a whole number, got {getattr(settings, name)!r}")
 
 
-def _positive(settings: object, names: tuple[str, ...]) -> None:
+def _positive(settings: object, names: Iterable[str]) -> None:
     for name in names:
         if not getattr(settings, name) > 0:
             raise ValueError(f"{name} must be positive, got {getattr(settings, name)}")

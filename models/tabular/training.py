@@ -90,9 +90,12 @@ def _is_weight(name: str, parameter: Tensor) -> Tensor:
 class Optimizer:
     """AdamW (Loshchilov and Hutter, 2019) on the rows of a matrix, each clipped on its own."""
 
-    def __init__(self, parameters: ParameterMatrix, settings: TrainingSettings) -> None:
+    def __init__(
+        self, parameters: ParameterMatrix, settings: TrainingSettings, steps_per_epoch: int
+    ) -> None:
         self._parameters = parameters
         self._settings = settings
+        self._decay = settings.weight_decay / steps_per_epoch
         self._make()
 
     def _make(self) -> None:
@@ -106,8 +109,7 @@ class Optimizer:
         values, gradient = self._parameters.values, self._parameters.take_gradient()
         norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
         gradient.mul_((self._settings.clip / (norm + 1e-6)).clamp(max=1))
-        decay = self._settings.learning_rate * self._settings.weight_decay
-        values.mul_(1 - decay * self._parameters.decayed)
+        values.mul_(1 - self._decay * self._parameters.decayed)
         values.grad = gradient
         self._adam.step()
 
@@ -117,6 +119,27 @@ class Optimizer:
         self._make()
         kept = {name: value[networks] if value.dim() else value for name, value in state.items()}
         self._adam.state[self._parameters.values] = kept
+
+
+class Average:
+    """The weights of S networks averaged over the last epochs (Polyak and Juditsky, 1992).
+
+    What steps of a constant rate scatter around is better than where the last one ended.
+    """
+
+    def __init__(self, values: Tensor, steps: float) -> None:
+        self.values = values.clone()
+        self._least_share = 1 / max(1.0, steps)
+        self._steps = 0
+
+    def update(self, values: Tensor) -> None:
+        """Take the weights after a step in; early ones, far from any optimum, are forgotten."""
+        self._steps += 1
+        self.values.lerp_(values, max(self._least_share, 9 / (9 + self._steps)))
+
+    def keep(self, networks: Tensor) -> None:
+        """Leave only the given networks, by index."""
+        self.values = self.values[networks]
 
 
 @dataclass
@@ -169,7 +192,9 @@ class Trainer:
         self._order = np.random.default_rng(seed)
         self.folds = folds
         self.parameters = ParameterMatrix(network)
-        self.optimizer = Optimizer(self.parameters, settings)
+        self.steps = math.ceil(self.rows / settings.batch(self.rows))
+        self.optimizer = Optimizer(self.parameters, settings, self.steps)
+        self.average = Average(self.parameters.values, settings.averaging * self.steps)
 
     def fit(self) -> list[dict[str, float]]:
         """Train; return a record of each epoch."""
@@ -185,8 +210,8 @@ class Trainer:
         for epoch in range(1, self.settings.max_epochs + 1):
             living = [self.folds[i] for i in alive.tolist()]
             training_loss = self._epoch(living)
-            loss = self._validate(living)
-            best.update(alive, self.parameters.values, loss, epoch)
+            loss = self._validate_average(living)
+            best.update(alive, self.average.values, loss, epoch)
             history.append(_record(epoch, training_loss, loss, len(living)))
             self.report(history[-1])
             going = (epoch - best.epoch[alive] < self.settings.patience).nonzero()[:, 0]
@@ -196,6 +221,7 @@ class Trainer:
                 alive = alive[going]
                 self.parameters.keep(going)
                 self.optimizer.keep(going)
+                self.average.keep(going)
         self.parameters.load(best.values)
         self.network.eval().requires_grad_(False)
         for parameter in self.network.parameters():
@@ -206,9 +232,8 @@ class Trainer:
         self.network.train()
         shuffled = [self._order.permutation(fold.train)[: self.rows] for fold in folds]
         rows = torch.from_numpy(np.stack(shuffled))
-        steps = math.ceil(self.rows / self.settings.batch(self.rows))
         total = torch.zeros((), device=self.device)
-        for batch in rows.to(self.device).tensor_split(steps, 1):
+        for batch in rows.to(self.device).tensor_split(self.steps, 1):
             answers = self.network(self.sample.rows.take(batch))
             target, weight = (
                 part[batch][:, None] for part in (self.sample.target, self.sample.weight)
@@ -218,8 +243,16 @@ class Trainer:
             loss = (losses * weight).mean((1, 2)).sum()
             loss.backward()
             self.optimizer.step()
+            self.average.update(self.parameters.values)
             total += loss.detach() / len(folds)
-        return float(total) / steps
+        return float(total) / self.steps
+
+    def _validate_average(self, folds: list[Fold]) -> Tensor:
+        trained = self.parameters.values
+        self.parameters.load(self.average.values)
+        loss = self._validate(folds)
+        self.parameters.load(trained)
+        return loss
 
     def _validate(self, folds: list[Fold]) -> Tensor:
         """Return the loss of each network, its members averaged, on its own validation rows."""
