@@ -107,20 +107,35 @@ class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
         """Return what predictions are multiplied by, and what is added then."""
         return 1.0, 0.0
 
+    @staticmethod
+    def _source(warm_start_from: "BaseTabNSA | None", freeze_backbone: bool) -> "BaseTabNSA | None":
+        """Return what weights are carried over from, as it is before this fit replaces any of it.
+
+        Raises:
+            NotFittedError: `warm_start_from` is not fitted, maybe because it is the estimator that
+                is fitted first now.
+        """
+        if warm_start_from is None:
+            if freeze_backbone:
+                raise ValueError("freeze_backbone=True needs warm_start_from: nothing is trained")
+            return None
+        check_is_fitted(
+            warm_start_from,
+            "network_",
+            msg="warm_start_from must be fitted, but this %(name)s is not fitted yet",
+        )
+        return copy.copy(warm_start_from)
+
     def _fit(
         self,
         data: Labelled,
         held_out: Labelled | None,
-        warm_start_from: "BaseTabNSA | None",
+        source: "BaseTabNSA | None",
         freeze_backbone: bool,
     ) -> Self:
         """Fit on data whose target the subclass has checked; the table is `self.table_`."""
         settings = self._settings(TrainingSettings)
         network_settings = self._settings(NetworkSettings)
-        if freeze_backbone and warm_start_from is None:
-            raise ValueError("freeze_backbone=True needs warm_start_from: nothing is trained yet")
-        if warm_start_from is self:
-            warm_start_from = copy.copy(self)  # what is fitted now replaces it
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         self.device_ = _device(self.device)
         # A fork of the generator: the caller's own stream of random numbers is left as it was.
@@ -130,8 +145,8 @@ class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
             self.encoder_ = NumericEncoder(numbers, self.bins)
             folds = self._folds(data, held_out, settings.folds, seed)
             self.network_ = self._network(len(folds), network_settings)
-            if warm_start_from is not None:
-                self._carry_over(warm_start_from, freeze_backbone)
+            if source is not None:
+                self._carry_over(source, freeze_backbone)
             self.network_.to(self.device_)
             sample = self._sample(data)
             if isinstance(self.network_.tokens, TableTokens):
@@ -187,11 +202,11 @@ class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
         return kind(**{field.name: getattr(self, field.name) for field in fields(kind)})
 
     def _carry_over(self, source: "BaseTabNSA", freeze_backbone: bool) -> None:
-        check_is_fitted(source)
-        if self._settings(NetworkSettings) != source._settings(NetworkSettings):
+        settings, before = self.network_.settings, source.network_.settings
+        if settings != before:
             raise ValueError(
                 "warm_start_from must have the same settings of the network, got "
-                f"{source._settings(NetworkSettings)} for {self._settings(NetworkSettings)}"
+                f"{before} for {settings}"
             )
         shared = transfer.Shared.of(self.table_, source.table_, self.columns == "shared")
         if len(shared.tokens[0]) == 0:

@@ -137,14 +137,15 @@ class TabNSAClassifier(ClassifierMixin, BaseTabNSA):  # type: ignore[misc]
             sample_weight: `[N]`, not negative.
             eval_set: `(X, y)` or `(X, y, sample_weight)` that chooses the best epochs in place of
                 folds of the training rows.
-            warm_start_from: fitted estimator of the same settings, whose weights are carried over
-                for columns of the same name and kind.
+            warm_start_from: fitted estimator of the same settings, maybe this one, whose weights
+                are carried over for columns of the same name and kind.
             freeze_backbone: train only embeddings and head; needs `warm_start_from`.
 
         Raises:
             TypeError: a column holds dates, or what is neither number nor category.
             ValueError: a setting, a shape or a label is wrong, or there is one class only.
         """
+        source = self._source(warm_start_from, freeze_backbone)
         frame = Frame(X, self)
         check_classification_targets(column_or_1d(y, warn=True))
         self.classes_ = np.unique(column_or_1d(y))
@@ -159,7 +160,7 @@ class TabNSAClassifier(ClassifierMixin, BaseTabNSA):  # type: ignore[misc]
         if eval_set is not None:
             x, *labels = eval_set
             held_out = self._of_classes(self.table_.frame(x, self), *labels)
-        return self._fit(data, held_out, warm_start_from, freeze_backbone)
+        return self._fit(data, held_out, source, freeze_backbone)
 
     def _of_classes(self, frame: Frame, y: Any, sample_weight: Any = None) -> Labelled:
         labels = column_or_1d(y)
@@ -308,6 +309,7 @@ class TabNSARegressor(RegressorMixin, BaseTabNSA):  # type: ignore[misc]
             TypeError: a column holds dates, or what is neither number nor category.
             ValueError: a setting, a shape or a quantile is wrong, or `y` is not finite.
         """
+        source = self._source(warm_start_from, freeze_backbone)
         frame = Frame(X, self)
         self._check_quantiles()
         data = self._labelled(frame, _numbers(y), sample_weight)
@@ -320,7 +322,7 @@ class TabNSARegressor(RegressorMixin, BaseTabNSA):  # type: ignore[misc]
             x, labels, *weight = eval_set
             frame = self.table_.frame(x, self)
             held_out = self._standardised(self._labelled(frame, _numbers(labels), *weight))
-        return self._fit(data, held_out, warm_start_from, freeze_backbone)
+        return self._fit(data, held_out, source, freeze_backbone)
 
     def _check_quantiles(self) -> None:
         if self.quantiles is None:
