@@ -165,3 +165,14 @@ def test_what_cannot_be_carried_over_is_refused(source: TabNSAClassifier) -> Non
             fresh.fit(X, LABELS, warm_start_from=other)
     with pytest.raises(ValueError, match="freeze_backbone=True needs warm_start_from"):
         TabNSARegressor().fit(*numbers(20), freeze_backbone=True)
+
+
+@pytest.mark.parametrize(("before", "now"), [(3, 600), (600, 3)])
+def test_readouts_of_different_kinds_are_refused(before: int, now: int) -> None:
+    x, y = numbers(20, 600)
+    model = regressor(max_epochs=1)
+    source = clone(model).fit(x[:, :before], y)
+    with pytest.raises(ValueError, match=r'with readout="auto", .*: set readout="mean" in both'):
+        model.fit(x[:, :now], y, warm_start_from=source)
+    source = clone(model).set_params(readout="mean").fit(x[:, :before], y)
+    model.set_params(readout="mean").fit(x[:, :now], y, warm_start_from=source)
