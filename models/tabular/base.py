@@ -275,7 +275,7 @@ class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
         if isinstance(self.network_.tokens, SharedTokens):
             return
         count = min(_EXPLAINED_ROWS, max(_EXPLAINED_AT_LEAST, self.network_.rows_at_once()))
-        some = Encoded(*(part[..., :count].cpu() for part in rows))
+        some = Encoded(*(part.cpu() for part in rows.some(count)))
         rating = np.abs(self._shares(some)).mean(0)
         self.feature_importances_ = rating / max(rating.sum(), np.finfo(float).tiny)
 

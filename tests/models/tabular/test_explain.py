@@ -69,6 +69,17 @@ def test_a_constant_column_matters_nothing(fitted: TabNSAClassifier) -> None:
     assert np.abs(fitted.explain(X)["constant"]).max() < 1e-5
 
 
+@pytest.mark.parametrize("order", ["sorted", "pairs"])
+def test_importances_are_of_the_whole_table(order: str) -> None:
+    # Of two kinds of rows each has a column that decides; the first rows are all of one kind.
+    x, _ = numbers(1200, 2)
+    rows = np.arange(len(x))
+    kind = rows % 2 if order == "pairs" else rows * 2 // len(x)
+    x[kind == 0, 1] = x[kind == 1, 0] = 0
+    importances = regressor(**LONGER).fit(x, x.sum(1)).feature_importances_
+    assert importances.min() > 0.3
+
+
 def test_a_share_has_the_sign_and_unit_of_its_effect(regression: TabNSARegressor) -> None:
     x, y = numbers()
     shares = regression.explain(x)
