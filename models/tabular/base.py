@@ -14,11 +14,12 @@ from sklearn.base import BaseEstimator
 from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_consistent_length, check_is_fitted
+from torch import Tensor
 
 from hashtab.models.tabular import files, transfer
 from hashtab.models.tabular.embedding import Encoded, SharedTokens, TableTokens
 from hashtab.models.tabular.encoding import NumericEncoder
-from hashtab.models.tabular.explain import contributions
+from hashtab.models.tabular.explain import contributions, mean_tokens
 from hashtab.models.tabular.losses import Loss
 from hashtab.models.tabular.network import TabNSANetwork
 from hashtab.models.tabular.progress import Progress
@@ -59,6 +60,7 @@ class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
     table_: Table
     encoder_: NumericEncoder
     network_: TabNSANetwork
+    baseline_: Tensor
     device_: torch.device
     history_: list[dict[str, float]]
 
@@ -154,6 +156,7 @@ class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
             validation = sample if held_out is None else self._sample(held_out)
             self._train(sample, validation, folds, settings, seed)
             self._rate_columns(sample.rows)
+            self.network_.cpu()
         return self
 
     def _train(
@@ -170,7 +173,6 @@ class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
             )
             self.history_ = trainer.fit()
         self.n_iter_ = len(self.history_)
-        self.network_.cpu()
 
     def _set_table(self, table: Table) -> None:
         self.table_ = table
@@ -271,34 +273,37 @@ class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
         return ServedTable(self.encoder_, self.network_, self._loss(), *self._target_scale())
 
     def _rate_columns(self, rows: Encoded) -> None:
-        """Keep each column's mean share of predictions on training rows, of sum 1."""
+        """Keep the training rows' mean tokens and each column's mean share of predictions."""
+        for name in ("baseline_", "feature_importances_"):
+            vars(self).pop(name, None)
         if isinstance(self.network_.tokens, SharedTokens):
             return
+        baseline = mean_tokens(self.network_, rows)
+        self.baseline_ = baseline.cpu()
         count = min(_EXPLAINED_ROWS, max(_EXPLAINED_AT_LEAST, self.network_.rows_at_once()))
-        some = Encoded(*(part.cpu() for part in rows.some(count)))
-        rating = np.abs(self._shares(some)).mean(0)
+        rating = np.abs(self._shares(rows.some(count), baseline)).mean(0)
         self.feature_importances_ = rating / max(rating.sum(), np.finfo(float).tiny)
 
     def explain(self, x: Any) -> Any:
         """Say what drove each row's prediction, column by column: integrated gradients.
 
-        Classifiers explain the class that they predict, regressors their first output. The table
-        is compared with its own mean row, so give more rows than one.
+        Classifiers explain the class that they predict, regressors their first output. Each row
+        is compared with the mean row of the training rows, whatever other rows there are.
 
         Returns:
             A frame of the type of `x` with a column for each of the table's, `[N, F]`, in the order
             of fit; an array if `x` is no frame.
         """
         check_is_fitted(self)
-        frame = self.table_.frame(x, self)
-        with threads(self.n_jobs):
-            shares = self._shares(self._encode(frame))
-        return frame.like(shares)
-
-    def _shares(self, rows: Encoded) -> Array:
         if isinstance(self.network_.tokens, SharedTokens):
             raise ValueError('explain needs columns="own": shared tokens stand for no one column')
-        shares = contributions(self.network_, rows, self._loss()).double()
+        frame = self.table_.frame(x, self)
+        with threads(self.n_jobs):
+            shares = self._shares(self._encode(frame), self.baseline_)
+        return frame.like(shares)
+
+    def _shares(self, rows: Encoded, baseline: Tensor) -> Array:
+        shares = contributions(self.network_, rows, baseline, self._loss()).cpu().double()
         order = np.argsort([*self.table_.numeric, *self.table_.categorical])
         return shares.numpy()[:, order] * self._target_scale()[0]
 
@@ -323,6 +328,8 @@ class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
         }
         weights = {f"network.{k}": v for k, v in self.network_.state_dict().items()}
         weights |= {f"encoder.{k}": v for k, v in self.encoder_.state_dict().items()}
+        if hasattr(self, "baseline_"):
+            weights["baseline"] = self.baseline_
         files.save(Path(folder), content, weights)
 
     @classmethod
@@ -336,8 +343,8 @@ class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
         content, weights = files.load(Path(folder), cls.__name__)
         estimator = cls(**content["parameters"])
         estimator._set_table(Table.from_plain(content["table"]))
-        for name, value in content["state"].items():
-            setattr(estimator, name, value)
+        for name in content["state"].keys() & set(cls._PLAIN):
+            setattr(estimator, name, content["state"][name])
         estimator.device_ = torch.device("cpu")
         parts = {
             part: {k.partition(".")[2]: v for k, v in weights.items() if k.startswith(part)}
@@ -347,6 +354,8 @@ class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
         network = estimator._network(content["networks"], estimator._settings(NetworkSettings))
         network.load_state_dict(parts["network"])
         estimator.network_ = network.eval().requires_grad_(False)
+        if "baseline" in weights:
+            estimator.baseline_ = weights["baseline"]
         return estimator
 
     def __sklearn_tags__(self) -> Tags:

@@ -44,7 +44,9 @@ class TabNSAClassifier(ClassifierMixin, BaseTabNSA):  # type: ignore[misc]
         table_: names, kinds and categories of the columns.
         n_features_in_: number of columns.
         feature_names_in_: their names, where the fitted table had some.
-        feature_importances_: `[F]`, each column's mean share of what drove predictions, of sum 1.
+        feature_importances_: `[F]`, each column's mean share of what drove predictions, of sum 1;
+            it and `baseline_` are there with `columns="own"` only.
+        baseline_: `[S, T, 1, D]`, mean tokens of the training rows, with which `explain` compares.
         history_: a record of each epoch: training and validation loss.
         n_iter_: epochs.
     """
@@ -213,7 +215,9 @@ class TabNSARegressor(RegressorMixin, BaseTabNSA):  # type: ignore[misc]
         table_: names, kinds and categories of the columns.
         n_features_in_: number of columns.
         feature_names_in_: their names, where the fitted table had some.
-        feature_importances_: `[F]`, each column's mean share of what drove predictions, of sum 1.
+        feature_importances_: `[F]`, each column's mean share of what drove predictions, of sum 1;
+            it and `baseline_` are there with `columns="own"` only.
+        baseline_: `[S, T, 1, D]`, mean tokens of the training rows, with which `explain` compares.
         history_: a record of each epoch: training and validation loss.
         n_iter_: epochs.
     """
