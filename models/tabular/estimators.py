@@ -145,7 +145,8 @@ class TabNSAClassifier(ClassifierMixin, BaseTabNSA):  # type: ignore[misc]
 
         Raises:
             TypeError: a column holds dates, or what is neither number nor category.
-            ValueError: a setting, a shape or a label is wrong, or there is one class only.
+            ValueError: a setting, a shape, a label or a weight is wrong, there is one class only,
+                or training diverged.
         """
         source = self._source(warm_start_from, freeze_backbone)
         frame = Frame(X, self)
@@ -311,7 +312,8 @@ class TabNSARegressor(RegressorMixin, BaseTabNSA):  # type: ignore[misc]
 
         Raises:
             TypeError: a column holds dates, or what is neither number nor category.
-            ValueError: a setting, a shape or a quantile is wrong, or `y` is not finite.
+            ValueError: a setting, a shape or a quantile is wrong, `y` is not finite, or training
+                diverged.
         """
         source = self._source(warm_start_from, freeze_backbone)
         frame = Frame(X, self)

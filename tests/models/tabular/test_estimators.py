@@ -309,6 +309,14 @@ def test_a_time_budget_stops() -> None:
     assert len(model.history_) == model.n_iter_
 
 
+def test_divergence_is_an_error() -> None:
+    x, y = numbers(40)
+    with pytest.raises(ValueError, match=r"2 of 2 networks .* lower learning_rate \(1e\+06 now\)"):
+        regressor(learning_rate=1e6).fit(x, y)
+    with pytest.raises(ValueError, match="enormous numbers in the target"):
+        regressor().fit(x, y, eval_set=(x, 1e30 * y))
+
+
 def test_a_bar_is_shown_where_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     x, y = numbers(20)
     regressor().fit(x, y)

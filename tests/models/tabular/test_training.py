@@ -178,6 +178,16 @@ def test_validation_rows_are_never_trained_on() -> None:
     assert np.isfinite([record["training_loss"] for record in training.fit()]).all()
 
 
+def test_divergence_of_one_network_is_an_error() -> None:
+    rows = sample()
+    rows.target[FOLDS[0].validation] = float("inf")
+    settings = TrainingSettings(max_epochs=2, learning_rate=0.5)
+    folds = [FOLDS[0], Fold(FOLDS[0].train, FOLDS[0].train)]
+    training = Trainer(network(2), SquaredError(), rows, rows, folds, settings, 0, quiet)
+    with pytest.raises(ValueError, match=r"1 of 2 networks .* lower learning_rate \(0.5 now\)"):
+        training.fit()
+
+
 def test_weights_scale_the_loss_of_validation() -> None:
     made, rows = network(1), sample()
     half = Fold(FOLDS[0].train, np.arange(10))
