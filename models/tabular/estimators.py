@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 import numpy.typing as npt
 from sklearn.base import ClassifierMixin, RegressorMixin
-from sklearn.utils import column_or_1d, compute_sample_weight
+from sklearn.utils import column_or_1d, compute_class_weight, compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_array, check_is_fitted
 
@@ -37,7 +37,7 @@ class TabNSAClassifier(ClassifierMixin, BaseTabNSA):  # type: ignore[misc]
         random_state: seed of folds, initial weights and order of rows.
         n_jobs: threads to compute with; None is 1, as in scikit-learn, and -1 all cores.
         verbose: a bar over the epochs where not 0.
-        class_weight: None, "balanced", or a weight for each class.
+        class_weight: None, "balanced", or weights of classes, above 0; 1 for those not named.
 
     Attributes:
         classes_: labels, sorted.
@@ -174,8 +174,22 @@ class TabNSAClassifier(ClassifierMixin, BaseTabNSA):  # type: ignore[misc]
         data = self._labelled(frame, target.astype(np.int64), sample_weight)
         if self.class_weight is None:
             return data
-        by_label = compute_sample_weight(self.class_weight, self.classes_[data.target])
-        return data._replace(weight=data.weight * by_label)
+        return data._replace(weight=data.weight * self._weights_of_classes(data.target))
+
+    def _weights_of_classes(self, target: Array) -> Array:
+        """Return the weight `[N]` of each row's class, as scikit-learn reads `class_weight`."""
+        if not isinstance(self.class_weight, Mapping):
+            weights: Array = compute_sample_weight(self.class_weight, target)
+            return weights
+        given = dict(self.class_weight)
+        by_class: Array = compute_class_weight(given, classes=self.classes_, y=self.classes_)
+        for label, weight in zip(self.classes_.tolist(), by_class, strict=True):
+            if not 0 < weight < np.inf:
+                raise ValueError(
+                    f"class_weight must be positive and finite, got {weight:g} for class "
+                    f"{label!r}; to leave a class out, leave its rows out"
+                )
+        return by_class[target]
 
     def predict_proba(self, X: Any) -> Array:
         """Return probabilities `[N, K]` float64, in the order of `classes_`."""

@@ -12,6 +12,7 @@ Columns = Literal["own", "shared"]
 
 # Above, a dense layer over all tokens is most of the network (see README, "Tables").
 WIDEST_FLATTENED = 4096
+_MOST_DROPPED = 0.99
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,7 @@ class NetworkSettings:
         mixer_width: hidden units of its two MLPs.
         attention: "none", "dense" (all pairs of columns), "sparse" (native sparse attention) or
             "auto", which is "none"; see README for when attention pays.
-        heads: of attention; divides `width`.
+        heads: of attention, if there is any; divides `width` then.
         block: columns that sparse attention compresses into one and selects together.
         selected: blocks that a column selects.
         window: columns that a column sees on one side, its own included.
@@ -38,7 +39,7 @@ class NetworkSettings:
             "auto" flattens up to 4,096 features.
         readout_width: units of the readout's hidden layer.
         members: BatchEnsemble members that share a network's weights (TabM, arXiv 2410.24210).
-        dropout: share of hidden units dropped in training.
+        dropout: share of hidden units dropped in training, 0.99 at most.
 
     Raises:
         ValueError: a setting is out of its range.
@@ -72,10 +73,13 @@ class NetworkSettings:
                 )
         if self.blocks < 0:
             raise ValueError(f"blocks must not be negative, got {self.blocks}")
-        if self.width % self.heads:
+        if self.attention in ("dense", "sparse") and self.width % self.heads:
             raise ValueError(f"heads must divide width, got {self.heads=}, {self.width=}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout=}")
+        if not 0 <= self.dropout <= _MOST_DROPPED:
+            raise ValueError(
+                f"dropout must be in [0, {_MOST_DROPPED}], got {self.dropout=}; it is applied in "
+                "steps of 1/256, and above that might drop everything"
+            )
 
     def flattens(self, columns: int) -> bool:
         """Whether the readout of a table of that many tokens reads them one by one."""
