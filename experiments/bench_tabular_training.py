@@ -44,7 +44,7 @@ from hashtab.models.tabular.embedding import Encoded
 from hashtab.models.tabular.losses import CrossEntropy
 from hashtab.models.tabular.network import TabNSANetwork
 from hashtab.models.tabular.order import correlation_order
-from hashtab.models.tabular.settings import NetworkSettings, TrainingSettings
+from hashtab.models.tabular.settings import NetworkSettings, SizedSettings, TrainingSettings
 from hashtab.models.tabular.training import Fold, Sample, Trainer
 
 ROWS = 256
@@ -74,11 +74,11 @@ class Case:
         return self.columns if self.kind == "paper" else self.columns // 2
 
     @property
-    def settings(self) -> NetworkSettings:
+    def settings(self) -> SizedSettings:
         if self.kind != "paper":
-            return NetworkSettings(attention=self.kind)  # type: ignore[arg-type]
+            return NetworkSettings(attention=self.kind).sized(ROWS)  # type: ignore[arg-type]
         names = NetworkSettings.__dataclass_fields__
-        return NetworkSettings(**{k: v for k, v in PAPER.items() if k in names})
+        return NetworkSettings(**{k: v for k, v in PAPER.items() if k in names}).sized(ROWS)
 
     def attention_operations(self) -> float:
         """Return operations of seven products of the scores that attention needs."""

@@ -14,11 +14,12 @@ from sklearn.base import BaseEstimator
 from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_consistent_length, check_is_fitted
+from torch import Tensor
 
 from hashtab.models.tabular import files, transfer
 from hashtab.models.tabular.embedding import Encoded, SharedTokens, TableTokens
 from hashtab.models.tabular.encoding import NumericEncoder
-from hashtab.models.tabular.explain import contributions
+from hashtab.models.tabular.explain import contributions, mean_tokens
 from hashtab.models.tabular.losses import Loss
 from hashtab.models.tabular.network import TabNSANetwork
 from hashtab.models.tabular.progress import Progress
@@ -30,6 +31,7 @@ from hashtab.models.tabular.settings import (
     NetworkSettings,
     Numeric,
     Readout,
+    SizedSettings,
     TrainingSettings,
 )
 from hashtab.models.tabular.table import Frame, Table
@@ -59,6 +61,7 @@ class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
     table_: Table
     encoder_: NumericEncoder
     network_: TabNSANetwork
+    baseline_: Tensor
     device_: torch.device
     history_: list[dict[str, float]]
 
@@ -108,31 +111,46 @@ class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
         """Return what predictions are multiplied by, and what is added then."""
         return 1.0, 0.0
 
+    @staticmethod
+    def _source(warm_start_from: "BaseTabNSA | None", freeze_backbone: bool) -> "BaseTabNSA | None":
+        """Return what weights are carried over from, as it is before this fit replaces any of it.
+
+        Raises:
+            NotFittedError: `warm_start_from` is not fitted, maybe because it is the estimator that
+                is fitted first now.
+        """
+        if warm_start_from is None:
+            if freeze_backbone:
+                raise ValueError("freeze_backbone=True needs warm_start_from: nothing is trained")
+            return None
+        check_is_fitted(
+            warm_start_from,
+            "network_",
+            msg="warm_start_from must be fitted, but this %(name)s is not fitted yet",
+        )
+        return copy.copy(warm_start_from)
+
     def _fit(
         self,
         data: Labelled,
         held_out: Labelled | None,
-        warm_start_from: "BaseTabNSA | None",
+        source: "BaseTabNSA | None",
         freeze_backbone: bool,
     ) -> Self:
         """Fit on data whose target the subclass has checked; the table is `self.table_`."""
         settings = self._settings(TrainingSettings)
-        network_settings = self._settings(NetworkSettings).sized(len(data.target))
-        if freeze_backbone and warm_start_from is None:
-            raise ValueError("freeze_backbone=True needs warm_start_from: nothing is trained yet")
-        if warm_start_from is self:
-            warm_start_from = copy.copy(self)  # what is fitted now replaces it
+        network_settings = self._network_settings(len(data.target), source)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         self.device_ = _device(self.device)
         # A fork of the generator: the caller's own stream of random numbers is left as it was.
         with torch.random.fork_rng(), threads(self.n_jobs):
             torch.manual_seed(seed)
             numbers, _ = self.table_.values(data.frame)
-            self.encoder_ = NumericEncoder(numbers, self.bins)
+            self.encoder_ = NumericEncoder(numbers, network_settings.bins)
             folds = self._folds(data, held_out, settings.folds, seed)
             self.network_ = self._network(len(folds), network_settings)
-            if warm_start_from is not None:
-                self._carry_over(warm_start_from, freeze_backbone)
+            if source is not None:
+                self._carry_over(source, freeze_backbone)
             self.network_.to(self.device_)
             sample = self._sample(data)
             if isinstance(self.network_.tokens, TableTokens):
@@ -140,6 +158,7 @@ class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
             validation = sample if held_out is None else self._sample(held_out)
             self._train(sample, validation, folds, settings, seed)
             self._rate_columns(sample.rows)
+            self.network_.cpu()
         return self
 
     def _train(
@@ -156,7 +175,6 @@ class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
             )
             self.history_ = trainer.fit()
         self.n_iter_ = len(self.history_)
-        self.network_.cpu()
 
     def _set_table(self, table: Table) -> None:
         self.table_ = table
@@ -179,7 +197,15 @@ class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
             return Labelled(frame, target, weight)
         return Labelled(frame.rows_where(kept), target[kept], weight[kept])
 
-    def _network(self, networks: int, settings: NetworkSettings) -> TabNSANetwork:
+    def _network_settings(self, rows: int, source: "BaseTabNSA | None") -> SizedSettings:
+        settings = self._settings(NetworkSettings)
+        return (
+            settings.sized(rows)
+            if source is None
+            else settings.sized_like(source.network_.settings)
+        )
+
+    def _network(self, networks: int, settings: SizedSettings) -> TabNSANetwork:
         levels = tuple(len(known) for known in self.table_.categories)
         outputs, numeric = self._loss().outputs, len(self.table_.numeric)
         return TabNSANetwork(networks, numeric, levels, outputs, settings)
@@ -188,11 +214,11 @@ class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
         return kind(**{field.name: getattr(self, field.name) for field in fields(kind)})
 
     def _carry_over(self, source: "BaseTabNSA", freeze_backbone: bool) -> None:
-        check_is_fitted(source)
-        if self._settings(NetworkSettings) != source._settings(NetworkSettings):
+        settings, before = self.network_.settings, source.network_.settings
+        if settings != before:
             raise ValueError(
                 "warm_start_from must have the same settings of the network, got "
-                f"{source._settings(NetworkSettings)} for {self._settings(NetworkSettings)}"
+                f"{before} for {settings}"
             )
         shared = transfer.Shared.of(self.table_, source.table_, self.columns == "shared")
         if len(shared.tokens[0]) == 0:
@@ -257,34 +283,37 @@ class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
         return ServedTable(self.encoder_, self.network_, self._loss(), *self._target_scale())
 
     def _rate_columns(self, rows: Encoded) -> None:
-        """Keep each column's mean share of predictions on training rows, of sum 1."""
+        """Keep the training rows' mean tokens and each column's mean share of predictions."""
+        for name in ("baseline_", "feature_importances_"):
+            vars(self).pop(name, None)
         if isinstance(self.network_.tokens, SharedTokens):
             return
+        baseline = mean_tokens(self.network_, rows)
+        self.baseline_ = baseline.cpu()
         count = min(_EXPLAINED_ROWS, max(_EXPLAINED_AT_LEAST, self.network_.rows_at_once()))
-        some = Encoded(*(part[..., :count].cpu() for part in rows))
-        rating = np.abs(self._shares(some)).mean(0)
+        rating = np.abs(self._shares(rows.some(count), baseline)).mean(0)
         self.feature_importances_ = rating / max(rating.sum(), np.finfo(float).tiny)
 
     def explain(self, x: Any) -> Any:
         """Say what drove each row's prediction, column by column: integrated gradients.
 
-        Classifiers explain the class that they predict, regressors their first output. The table
-        is compared with its own mean row, so give more rows than one.
+        Classifiers explain the class that they predict, regressors their first output. Each row
+        is compared with the mean row of the training rows, whatever other rows there are.
 
         Returns:
             A frame of the type of `x` with a column for each of the table's, `[N, F]`, in the order
             of fit; an array if `x` is no frame.
         """
         check_is_fitted(self)
-        frame = self.table_.frame(x, self)
-        with threads(self.n_jobs):
-            shares = self._shares(self._encode(frame))
-        return frame.like(shares)
-
-    def _shares(self, rows: Encoded) -> Array:
         if isinstance(self.network_.tokens, SharedTokens):
             raise ValueError('explain needs columns="own": shared tokens stand for no one column')
-        shares = contributions(self.network_, rows, self._loss()).double()
+        frame = self.table_.frame(x, self)
+        with threads(self.n_jobs):
+            shares = self._shares(self._encode(frame), self.baseline_)
+        return frame.like(shares)
+
+    def _shares(self, rows: Encoded, baseline: Tensor) -> Array:
+        shares = contributions(self.network_, rows, baseline, self._loss()).cpu().double()
         order = np.argsort([*self.table_.numeric, *self.table_.categorical])
         return shares.numpy()[:, order] * self._target_scale()[0]
 
@@ -305,10 +334,13 @@ class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
             "parameters": parameters,
             "table": asdict(self.table_),
             "networks": len(self.network_.head),
+            "network": asdict(self.network_.settings),
             "state": {name: getattr(self, name) for name in self._PLAIN if hasattr(self, name)},
         }
         weights = {f"network.{k}": v for k, v in self.network_.state_dict().items()}
         weights |= {f"encoder.{k}": v for k, v in self.encoder_.state_dict().items()}
+        if hasattr(self, "baseline_"):
+            weights["baseline"] = self.baseline_
         files.save(Path(folder), content, weights)
 
     @classmethod
@@ -322,17 +354,19 @@ class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
         content, weights = files.load(Path(folder), cls.__name__)
         estimator = cls(**content["parameters"])
         estimator._set_table(Table.from_plain(content["table"]))
-        for name, value in content["state"].items():
-            setattr(estimator, name, value)
+        for name in content["state"].keys() & set(cls._PLAIN):
+            setattr(estimator, name, content["state"][name])
         estimator.device_ = torch.device("cpu")
         parts = {
             part: {k.partition(".")[2]: v for k, v in weights.items() if k.startswith(part)}
             for part in ("encoder", "network")
         }
         estimator.encoder_ = NumericEncoder.from_state(parts["encoder"])
-        network = estimator._network(content["networks"], estimator._settings(NetworkSettings))
+        network = estimator._network(content["networks"], SizedSettings(**content["network"]))
         network.load_state_dict(parts["network"])
         estimator.network_ = network.eval().requires_grad_(False)
+        if "baseline" in weights:
+            estimator.baseline_ = weights["baseline"]
         return estimator
 
     def __sklearn_tags__(self) -> Tags:

@@ -31,6 +31,18 @@ class Encoded(NamedTuple):
         """Return rows `[S, B]` of a table `[1, F, N]`."""
         return Encoded(*(part[0][:, rows].transpose(0, 1) for part in self))
 
+    def some(self, count: int) -> "Encoded":
+        """Return `count` rows of all parts of the table, always the same; all if there are fewer.
+
+        They are drawn: the first would show one end of a sorted table, and evenly spaced ones one
+        half of a table whose rows come in pairs.
+        """
+        rows = self.codes.shape[-1]
+        if rows <= count:
+            return self
+        drawn = torch.randperm(rows, generator=torch.Generator().manual_seed(0))[:count]
+        return Encoded(*(part[..., drawn.to(part.device)] for part in self))
+
 
 class NumericTokens(nn.Module):
     """Numbers as tokens: a linear part, a part for the place, and one for what is missing.

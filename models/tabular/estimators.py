@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 import numpy.typing as npt
 from sklearn.base import ClassifierMixin, RegressorMixin
-from sklearn.utils import column_or_1d, compute_sample_weight
+from sklearn.utils import column_or_1d, compute_class_weight, compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_array, check_is_fitted
 
@@ -37,14 +37,16 @@ class TabNSAClassifier(ClassifierMixin, BaseTabNSA):  # type: ignore[misc]
         random_state: seed of folds, initial weights and order of rows.
         n_jobs: threads to compute with; None is 1, as in scikit-learn, and -1 all cores.
         verbose: a bar over the epochs where not 0.
-        class_weight: None, "balanced", or a weight for each class.
+        class_weight: None, "balanced", or weights of classes, above 0; 1 for those not named.
 
     Attributes:
         classes_: labels, sorted.
         table_: names, kinds and categories of the columns.
         n_features_in_: number of columns.
         feature_names_in_: their names, where the fitted table had some.
-        feature_importances_: `[F]`, each column's mean share of what drove predictions, of sum 1.
+        feature_importances_: `[F]`, each column's mean share of what drove predictions, of sum 1;
+            it and `baseline_` are there with `columns="own"` only.
+        baseline_: `[S, T, 1, D]`, mean tokens of the training rows, with which `explain` compares.
         history_: a record of each epoch: training and validation loss.
         n_iter_: epochs.
     """
@@ -139,14 +141,16 @@ class TabNSAClassifier(ClassifierMixin, BaseTabNSA):  # type: ignore[misc]
             sample_weight: `[N]`, not negative.
             eval_set: `(X, y)` or `(X, y, sample_weight)` that chooses the best epochs in place of
                 folds of the training rows.
-            warm_start_from: fitted estimator of the same settings, whose weights are carried over
-                for columns of the same name and kind.
+            warm_start_from: fitted estimator of the same settings, maybe this one, whose weights
+                are carried over for columns of the same name and kind.
             freeze_backbone: train only embeddings and head; needs `warm_start_from`.
 
         Raises:
             TypeError: a column holds dates, or what is neither number nor category.
-            ValueError: a setting, a shape or a label is wrong, or there is one class only.
+            ValueError: a setting, a shape, a label or a weight is wrong, there is one class only,
+                or training diverged.
         """
+        source = self._source(warm_start_from, freeze_backbone)
         frame = Frame(X, self)
         check_classification_targets(column_or_1d(y, warn=True))
         self.classes_ = np.unique(column_or_1d(y))
@@ -161,7 +165,7 @@ class TabNSAClassifier(ClassifierMixin, BaseTabNSA):  # type: ignore[misc]
         if eval_set is not None:
             x, *labels = eval_set
             held_out = self._of_classes(self.table_.frame(x, self), *labels)
-        return self._fit(data, held_out, warm_start_from, freeze_backbone)
+        return self._fit(data, held_out, source, freeze_backbone)
 
     def _of_classes(self, frame: Frame, y: Any, sample_weight: Any = None) -> Labelled:
         labels = column_or_1d(y)
@@ -172,8 +176,22 @@ class TabNSAClassifier(ClassifierMixin, BaseTabNSA):  # type: ignore[misc]
         data = self._labelled(frame, target.astype(np.int64), sample_weight)
         if self.class_weight is None:
             return data
-        by_label = compute_sample_weight(self.class_weight, self.classes_[data.target])
-        return data._replace(weight=data.weight * by_label)
+        return data._replace(weight=data.weight * self._weights_of_classes(data.target))
+
+    def _weights_of_classes(self, target: Array) -> Array:
+        """Return the weight `[N]` of each row's class, as scikit-learn reads `class_weight`."""
+        if not isinstance(self.class_weight, Mapping):
+            weights: Array = compute_sample_weight(self.class_weight, target)
+            return weights
+        given = dict(self.class_weight)
+        by_class: Array = compute_class_weight(given, classes=self.classes_, y=self.classes_)
+        for label, weight in zip(self.classes_.tolist(), by_class, strict=True):
+            if not 0 < weight < np.inf:
+                raise ValueError(
+                    f"class_weight must be positive and finite, got {weight:g} for class "
+                    f"{label!r}; to leave a class out, leave its rows out"
+                )
+        return by_class[target]
 
     def predict_proba(self, X: Any) -> Array:
         """Return probabilities `[N, K]` float64, in the order of `classes_`."""
@@ -214,7 +232,9 @@ class TabNSARegressor(RegressorMixin, BaseTabNSA):  # type: ignore[misc]
         table_: names, kinds and categories of the columns.
         n_features_in_: number of columns.
         feature_names_in_: their names, where the fitted table had some.
-        feature_importances_: `[F]`, each column's mean share of what drove predictions, of sum 1.
+        feature_importances_: `[F]`, each column's mean share of what drove predictions, of sum 1;
+            it and `baseline_` are there with `columns="own"` only.
+        baseline_: `[S, T, 1, D]`, mean tokens of the training rows, with which `explain` compares.
         history_: a record of each epoch: training and validation loss.
         n_iter_: epochs.
     """
@@ -310,8 +330,10 @@ class TabNSARegressor(RegressorMixin, BaseTabNSA):  # type: ignore[misc]
 
         Raises:
             TypeError: a column holds dates, or what is neither number nor category.
-            ValueError: a setting, a shape or a quantile is wrong, or `y` is not finite.
+            ValueError: a setting, a shape or a quantile is wrong, `y` is not finite, or training
+                diverged.
         """
+        source = self._source(warm_start_from, freeze_backbone)
         frame = Frame(X, self)
         self._check_quantiles()
         data = self._labelled(frame, _numbers(y), sample_weight)
@@ -324,7 +346,7 @@ class TabNSARegressor(RegressorMixin, BaseTabNSA):  # type: ignore[misc]
             x, labels, *weight = eval_set
             frame = self.table_.frame(x, self)
             held_out = self._standardised(self._labelled(frame, _numbers(labels), *weight))
-        return self._fit(data, held_out, warm_start_from, freeze_backbone)
+        return self._fit(data, held_out, source, freeze_backbone)
 
     def _check_quantiles(self) -> None:
         if self.quantiles is None:

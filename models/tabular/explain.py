@@ -1,5 +1,7 @@
 """What drove a prediction: each column's share of it, by integrated gradients."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -10,31 +12,42 @@ from hashtab.models.tabular.network import TabNSANetwork
 _STEPS = 8  # of the path; shares of default networks miss the difference by 3 % then
 
 
-def contributions(network: TabNSANetwork, rows: Encoded, loss: Loss) -> Tensor:
-    """Return `[N, T]`: what each token did to an output, on the way from the mean row to its own.
+def mean_tokens(network: TabNSANetwork, rows: Encoded) -> Tensor:
+    """Return the mean `[S, T, 1, D]` of each column's tokens over rows `[1, F, N]`."""
+    with torch.no_grad():
+        sums = [tokens.sum(2, keepdim=True) for tokens in _tokens(network, rows)]
+        return torch.stack(sums).sum(0) / rows.codes.shape[-1]
 
-    Integrated gradients (arXiv 1703.01365) over tokens, from their mean over the given rows: a
-    column that is alike in all rows has driven nothing, and the shares of a row add up to what its
-    output differs from that of the mean row, but for the path's steps.
+
+def contributions(network: TabNSANetwork, rows: Encoded, baseline: Tensor, loss: Loss) -> Tensor:
+    """Return `[N, T]`: what each token did to an output, on the way from a baseline to its own.
+
+    Integrated gradients (arXiv 1703.01365) over tokens: a column whose token is the baseline's has
+    driven nothing, and the shares of a row add up to what its output differs from that of the
+    baseline, but for the path's steps. No row's shares depend on the other rows.
 
     Args:
         network: fitted networks; their answers are averaged.
         rows: `[1, F, N]`.
+        baseline: tokens `[S, T, 1, D]` that rows are compared with; see `mean_tokens`.
         loss: says which output of a row is explained.
     """
-    size = network.rows_at_once()
-    parts = [Encoded(*part) for part in zip(*(x.split(size, -1) for x in rows), strict=True)]
     with torch.no_grad():
-        sums = [network.tokens(part).sum(2, keepdim=True) for part in parts]
-        mean = torch.stack(sums).sum(0) / rows.codes.shape[-1]
-        return torch.cat([_shares(network, network.tokens(part), loss, mean) for part in parts])
+        parts = [_shares(network, part, baseline, loss) for part in _tokens(network, rows)]
+        return torch.cat(parts)
 
 
-def _shares(network: TabNSANetwork, tokens: Tensor, loss: Loss, mean: Tensor) -> Tensor:
+def _tokens(network: TabNSANetwork, rows: Encoded) -> Iterator[Tensor]:
+    """Yield tokens `[S, T, B, D]` of as many rows as fit at once."""
+    parts = (part.split(network.rows_at_once(), -1) for part in rows)
+    return (network.tokens(Encoded(*part)) for part in zip(*parts, strict=True))
+
+
+def _shares(network: TabNSANetwork, tokens: Tensor, baseline: Tensor, loss: Loss) -> Tensor:
     output = loss.explained(network.answer(tokens))
-    away, total = tokens - mean, torch.zeros_like(tokens)
+    away, total = tokens - baseline, torch.zeros_like(tokens)
     for step in range(_STEPS):
-        on_path = (mean + (step + 0.5) / _STEPS * away).requires_grad_()
+        on_path = (baseline + (step + 0.5) / _STEPS * away).requires_grad_()
         with torch.enable_grad():
             answers = network.answer(on_path).mean((0, 1))
             (gradient,) = torch.autograd.grad((answers * output).sum(), on_path)

@@ -11,7 +11,7 @@ import numpy as np
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-FORMAT = 1
+FORMAT = 2
 _WEIGHTS, _SETTINGS = "weights.safetensors", "estimator.json"
 _ARRAY, _FLOAT, _PAIRS = "!array", "!float", "!pairs"
 

@@ -34,6 +34,7 @@ class TabNSANetwork(nn.Module):
         settings: SizedSettings,
     ) -> None:
         super().__init__()
+        self.settings = settings
         self.members = settings.members
         tokens = TableTokens if settings.columns == "own" else SharedTokens
         self.tokens = tokens(networks, numeric, levels, settings)

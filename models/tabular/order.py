@@ -14,7 +14,8 @@ def correlation_order(rows: Encoded) -> Tensor:
     A chain: after each column comes the one that correlates with it most, by absolute value, among
     those left. Categories count by their codes, missing numbers as the median.
     """
-    values = torch.cat([rows.linear[0], rows.codes[0].to(rows.linear)])[:, :_ROWS]
+    rows = rows.some(_ROWS)
+    values = torch.cat([rows.linear[0], rows.codes[0].to(rows.linear)])
     values = values - values.mean(1, keepdim=True)
     values = values / values.norm(dim=1, keepdim=True).clamp_min(1e-12)
     likeness = (values @ values.T).abs_()

@@ -1,6 +1,6 @@
 """Settings of a TabNSA network and of its training, checked where they are made."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from numbers import Integral
 from typing import Literal, get_args
@@ -15,6 +15,7 @@ Columns = Literal["own", "shared"]
 LARGE_FROM = 10_000
 # Above, a dense layer over all tokens is most of the network (see README, "Tables").
 WIDEST_FLATTENED = 4096
+_MOST_DROPPED = 0.99
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,7 @@ class NetworkSettings:
         mixer_width: hidden units of its two MLPs.
         attention: "none", "dense" (all pairs of columns), "sparse" (native sparse attention) or
             "auto", which is "none"; see README for when attention pays.
-        heads: of attention; divides `width`.
+        heads: of attention, if there is any; divides `width` then.
         block: columns that sparse attention compresses into one and selects together.
         selected: blocks that a column selects.
         window: columns that a column sees on one side, its own included.
@@ -45,7 +46,7 @@ class NetworkSettings:
             "auto" flattens up to 4,096 features.
         readout_width: units of the readout's hidden layer.
         members: BatchEnsemble members that share a network's weights (TabM, arXiv 2410.24210).
-        dropout: share of hidden units dropped in training.
+        dropout: share of hidden units dropped in training, 0.99 at most.
 
     Raises:
         ValueError: a setting is out of its range.
@@ -80,16 +81,26 @@ class NetworkSettings:
                 )
         if self.blocks is not None and self.blocks < 0:
             raise ValueError(f"blocks must not be negative, got {self.blocks}")
-        if self.width is not None and self.width % self.heads:
+        attends = self.attention in ("dense", "sparse")
+        if attends and self.width is not None and self.width % self.heads:
             raise ValueError(f"heads must divide width, got {self.heads=}, {self.width=}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout=}")
+        if not 0 <= self.dropout <= _MOST_DROPPED:
+            raise ValueError(
+                f"dropout must be in [0, {_MOST_DROPPED}], got {self.dropout=}; it is applied in "
+                "steps of 1/256, and above that might drop everything"
+            )
 
     def sized(self, rows: int) -> "SizedSettings":
         """Return these settings with the sizes that are None chosen for so many rows."""
+        return self._sized(_LARGE if rows >= LARGE_FROM else _SMALL)
+
+    def sized_like(self, other: "SizedSettings") -> "SizedSettings":
+        """Return these settings with the sizes that are None taken from others."""
+        return self._sized({name: getattr(other, name) for name in _SMALL})
+
+    def _sized(self, sizes: Mapping[str, int]) -> "SizedSettings":
         own = asdict(self)
-        chosen = _LARGE if rows >= LARGE_FROM else _SMALL
-        return SizedSettings(**own | {k: v for k, v in chosen.items() if own[k] is None})
+        return SizedSettings(**own | {k: v for k, v in sizes.items() if own[k] is None})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -197,7 +197,11 @@ class Trainer:
         self.average = Average(self.parameters.values, settings.averaging * self.steps)
 
     def fit(self) -> list[dict[str, float]]:
-        """Train; return a record of each epoch."""
+        """Train; return a record of each epoch.
+
+        Raises:
+            ValueError: a network never had a finite validation loss, so no epoch of it is good.
+        """
         networks = len(self.folds)
         best = Best(
             self.parameters.values.clone(),
@@ -222,11 +226,21 @@ class Trainer:
                 self.parameters.keep(going)
                 self.optimizer.keep(going)
                 self.average.keep(going)
+        self._check_finite(best)
         self.parameters.load(best.values)
         self.network.eval().requires_grad_(False)
         for parameter in self.network.parameters():
             parameter.data, parameter.grad = parameter.data.contiguous(), None
         return history
+
+    def _check_finite(self, best: Best) -> None:
+        diverged = int((best.epoch == 0).sum())
+        if diverged:
+            raise ValueError(
+                f"training diverged: {diverged} of {len(best.epoch)} networks never had a finite "
+                f"validation loss; lower learning_rate ({self.settings.learning_rate:g} now), or "
+                "look for enormous numbers in the target"
+            )
 
     def _epoch(self, folds: list[Fold]) -> float:
         self.network.train()

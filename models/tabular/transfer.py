@@ -67,7 +67,16 @@ def carry_network(new: TabNSANetwork, old: TabNSANetwork, shared: Shared) -> Non
     """Copy all weights that do not belong to columns which only one table has.
 
     The head is copied if both answer with as many outputs. Both networks have the same settings.
+
+    Raises:
+        ValueError: `readout="auto"` means one thing for the one table and another for the other.
     """
+    if new.readout.flattens != old.readout.flattens:
+        how = {True: "reads tokens one by one", False: "reads their mean"}
+        raise ValueError(
+            f'warm_start_from {how[old.readout.flattens]} where this table, with readout="auto", '
+            f'{how[new.readout.flattens]}: set readout="mean" in both estimators'
+        )
     before = dict(old.named_parameters())
     with torch.no_grad():
         for name, parameter in new.named_parameters():

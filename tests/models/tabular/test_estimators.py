@@ -277,6 +277,24 @@ def test_wrong_weights_are_refused(weight: Array) -> None:
         classifier().fit(X, LABELS, sample_weight=weight)
 
 
+@pytest.mark.parametrize("weight", [0, -1.0, np.inf, np.nan])
+def test_wrong_weights_of_classes_are_refused(weight: float) -> None:
+    message = rf"class_weight must be positive .* got {weight:g} for class 'yes'; .* leave its rows"
+    with pytest.raises(ValueError, match=message):
+        classifier(class_weight={"yes": weight, "no": 1}).fit(X, LABELS)
+
+
+def test_weights_of_classes_are_read_as_scikit_learn_does() -> None:
+    def answers(**weights: float) -> Array:
+        model = classifier(class_weight=weights).fit(X, LABELS, eval_set=(X[:20], ["no"] * 20))
+        return model.predict_proba(X)
+
+    np.testing.assert_array_equal(answers(yes=3), answers(yes=3, no=1))
+    np.testing.assert_array_equal(answers(yes=3, no=1, maybe=9), answers(yes=3, no=1))
+    with pytest.raises(ValueError, match=r"\['no'\], are not in class_weight"):
+        answers(yes=3, nope=1)
+
+
 # Training
 
 
@@ -307,6 +325,14 @@ def test_a_time_budget_stops() -> None:
     assert time.monotonic() - start < 30
     assert 1 <= model.n_iter_ < 100_000
     assert len(model.history_) == model.n_iter_
+
+
+def test_divergence_is_an_error() -> None:
+    x, y = numbers(40)
+    with pytest.raises(ValueError, match=r"2 of 2 networks .* lower learning_rate \(1e\+06 now\)"):
+        regressor(learning_rate=1e6).fit(x, y)
+    with pytest.raises(ValueError, match="enormous numbers in the target"):
+        regressor().fit(x, y, eval_set=(x, 1e30 * y))
 
 
 def test_a_bar_is_shown_where_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
@@ -349,10 +375,11 @@ def test_threads_are_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("width", 0),
         ("width", 8.5),
-        ("heads", 3),
+        ("heads", 0),
         ("bins", -1),
         ("blocks", -1),
-        ("dropout", 1.0),
+        ("dropout", 0.999),
+        ("dropout", -0.1),
         ("attention", "all"),
         ("fusion", "product"),
         ("columns", "none"),
@@ -377,6 +404,15 @@ def test_wrong_settings_are_refused_in_fit(make: Callable[..., Any], name: str, 
     x, _ = numbers(20)
     with pytest.raises(ValueError, match=rf"{name} .*{value}"):
         model.fit(x, target(make, 20))
+
+
+def test_settings_at_their_ends_are_fitted() -> None:
+    x, y = numbers(20)
+    for changed in ({"dropout": 0.99}, {"width": 9}, {"width": 9, "attention": "none"}):
+        assert np.isfinite(regressor(**changed).fit(x, y).predict(x)).all()
+    for attention in ("dense", "sparse"):
+        with pytest.raises(ValueError, match=r"heads must divide width, .*heads=2, .*width=9"):
+            regressor(width=9, attention=attention).fit(x, y)
 
 
 @pytest.mark.parametrize("quantiles", [(), (0.0,), (0.5, 1.0), (0.9, 0.1), (0.5, 0.5)])

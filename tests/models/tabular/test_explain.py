@@ -1,5 +1,6 @@
 """Which columns drove a prediction."""
 
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from hashtab.models.tabular import TabNSAClassifier, TabNSARegressor
 from hashtab.models.tabular.embedding import Encoded
-from hashtab.models.tabular.explain import contributions
+from hashtab.models.tabular.explain import contributions, mean_tokens
 from hashtab.models.tabular.losses import CrossEntropy, Pinball, SquaredError
 from hashtab.models.tabular.network import TabNSANetwork
 from hashtab.models.tabular.settings import NetworkSettings
@@ -64,9 +65,36 @@ def test_the_column_that_makes_the_target_matters_most(
         assert importances[best].min() > 2 * np.delete(importances, best).max()
 
 
+@pytest.mark.parametrize("rows", [slice(3, 4), slice(10, 17)])
+def test_rows_are_explained_as_among_others(fitted: TabNSAClassifier, rows: slice) -> None:
+    some, others = fitted.explain(X[rows]), fitted.explain(X)[rows]
+    assert np.abs(some).max(axis=None) > 0.1
+    np.testing.assert_allclose(some, others, rtol=1e-3, atol=1e-5)
+
+
+def test_pickled_and_further_trained_estimators_explain(fitted: TabNSAClassifier) -> None:
+    again = pickle.loads(pickle.dumps(fitted))
+    np.testing.assert_array_equal(again.explain(X[:1]), fitted.explain(X[:1]))
+    fewer = X[["member", "age"]]
+    again.set_params(max_epochs=2).fit(fewer, LABELS, warm_start_from=fitted)
+    some, others = again.explain(fewer[:1]), again.explain(fewer)[:1]
+    np.testing.assert_allclose(some, others, rtol=1e-3, atol=1e-5)
+
+
 def test_a_constant_column_matters_nothing(fitted: TabNSAClassifier) -> None:
     assert fitted.feature_importances_[-1] < 1e-6
     assert np.abs(fitted.explain(X)["constant"]).max() < 1e-5
+
+
+@pytest.mark.parametrize("order", ["sorted", "pairs"])
+def test_importances_are_of_the_whole_table(order: str) -> None:
+    # Of two kinds of rows each has a column that decides; the first rows are all of one kind.
+    x, _ = numbers(1200, 2)
+    rows = np.arange(len(x))
+    kind = rows % 2 if order == "pairs" else rows * 2 // len(x)
+    x[kind == 0, 1] = x[kind == 1, 0] = 0
+    importances = regressor(**LONGER).fit(x, x.sum(1)).feature_importances_
+    assert importances.min() > 0.3
 
 
 def test_a_share_has_the_sign_and_unit_of_its_effect(regression: TabNSARegressor) -> None:
@@ -107,7 +135,7 @@ def test_shares_are_finite_differences_on_the_way(
     rows_at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
-    settings = NetworkSettings(width=4, mixer_width=4, readout_width=4, attention="dense")
+    settings = NetworkSettings(width=4, mixer_width=4, readout_width=4, attention="dense").sized(5)
     monkeypatch.setattr(TabNSANetwork, "rows_at_once", lambda _: rows_at_once)
     x = Encoded(
         torch.randn(1, 2, 5).double(),
@@ -118,10 +146,11 @@ def test_shares_are_finite_differences_on_the_way(
     losses = ((CrossEntropy(3), 3), (SquaredError(), 1), (Pinball((0.1, 0.9)), 2))
     for loss, outputs in losses:
         network = TabNSANetwork(2, 2, (2,), outputs, settings).double().eval()
-        shares = contributions(network, x, loss)
+        mean = mean_tokens(network, x)
+        shares = contributions(network, x, mean, loss)
         with torch.no_grad():
             tokens = network.tokens(x)
-            mean = tokens.mean(2, keepdim=True)
+            torch.testing.assert_close(mean, tokens.mean(2, keepdim=True))
             for token in range(3):
                 step = torch.zeros_like(tokens)
                 step[:, token] = 1e-6 * (tokens - mean)[:, token]
@@ -144,8 +173,10 @@ def _explained(network: TabNSANetwork, moved: Tensor, tokens: Tensor) -> Tensor:
 
 def test_shared_tokens_are_not_explained() -> None:
     x, y = numbers(30)
-    model = regressor(columns="shared", numeric="linear", max_epochs=1).fit(x, y)
+    model = regressor(max_epochs=1).fit(x, y)
+    model.set_params(columns="shared", numeric="linear").fit(x, y)
     assert not hasattr(model, "feature_importances_")
+    assert not hasattr(model, "baseline_")
     with pytest.raises(ValueError, match='explain needs columns="own"'):
         model.explain(x)
 

@@ -30,6 +30,7 @@ def test_a_loaded_classifier_is_the_saved_one(fitted: TabNSAClassifier, tmp_path
     np.testing.assert_array_equal(loaded.feature_importances_, fitted.feature_importances_)
     np.testing.assert_array_equal(loaded.feature_names_in_, fitted.feature_names_in_)
     np.testing.assert_array_equal(loaded.explain(X), fitted.explain(X))
+    np.testing.assert_array_equal(loaded.explain(X[:1]), fitted.explain(X[:1]))
     assert loaded.history_ == fitted.history_
     assert loaded.n_iter_ == fitted.n_iter_
     assert loaded.n_features_in_ == 5
@@ -136,9 +137,20 @@ def test_what_cannot_be_loaded_is_named(fitted: TabNSAClassifier, tmp_path: Path
     with pytest.raises(ValueError, match=r"holds a TabNSAClassifier, load it with"):
         TabNSARegressor.load(tmp_path / "model")
     content = tmp_path / "model" / "estimator.json"
-    content.write_text(content.read_text().replace('"format": 1', '"format": 99'))
-    with pytest.raises(ValueError, match="has format 99, this version reads 1"):
+    content.write_text(content.read_text().replace('"format": 2', '"format": 99'))
+    with pytest.raises(ValueError, match="has format 99, this version reads 2"):
         TabNSAClassifier.load(tmp_path / "model")
+
+
+def test_no_other_attributes_are_loaded(fitted: TabNSAClassifier, tmp_path: Path) -> None:
+    fitted.save(tmp_path / "model")
+    path = tmp_path / "model" / "estimator.json"
+    content = json.loads(path.read_text())
+    content["state"] |= {"predict": "hers", "other_": 1}
+    path.write_text(json.dumps(content))
+    loaded = TabNSAClassifier.load(tmp_path / "model")
+    np.testing.assert_array_equal(loaded.predict(X), fitted.predict(X))
+    assert not hasattr(loaded, "other_")
 
 
 @pytest.mark.parametrize("make", [TabNSAClassifier, TabNSARegressor])

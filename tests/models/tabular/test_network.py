@@ -9,7 +9,8 @@ from torch import Tensor
 from hashtab.models.tabular.blocks import ColumnAttention, TabNSABlock
 from hashtab.models.tabular.embedding import Encoded
 from hashtab.models.tabular.network import TabNSANetwork
-from hashtab.models.tabular.settings import NetworkSettings
+from hashtab.models.tabular.order import correlation_order
+from hashtab.models.tabular.settings import NetworkSettings, SizedSettings
 from tests.tolerances import TOLERANCE
 
 FLOAT32 = TOLERANCE[torch.float32]
@@ -38,10 +39,9 @@ def one_seed() -> None:
     torch.manual_seed(0)
 
 
-def settings(**changed: Any) -> NetworkSettings:
-    return NetworkSettings(
-        **({"width": 8, "mixer_width": 8, "readout_width": 8, "dropout": 0.0} | changed)
-    )
+def settings(**changed: Any) -> SizedSettings:
+    small = {"width": 8, "mixer_width": 8, "readout_width": 8, "dropout": 0.0}
+    return NetworkSettings(**(small | changed)).sized(ROWS)
 
 
 def rows(networks: int = 1, count: int = ROWS) -> Encoded:
@@ -166,9 +166,19 @@ def test_members_differ() -> None:
 def test_few_features_are_read_one_by_one(
     columns: int, readout: Literal["auto", "flatten", "mean"], flat: bool
 ) -> None:
-    made = NetworkSettings(width=16, readout=readout, readout_width=2, mixer=False)
+    made = settings(width=16, readout=readout, readout_width=2, mixer=False)
     readout_layer = TabNSANetwork(1, columns, (), 1, made).readout
     assert readout_layer.linear.weight.shape[1] == (16 * columns if flat else 16)
+
+
+def test_columns_are_ordered_by_what_the_whole_table_shows() -> None:
+    # In the first rows column 0 goes with 1, in the most with 2.
+    values = torch.randn(3, 9000)
+    values[1, :3000], values[2, 3000:] = values[0, :3000], values[0, 3000:]
+    none = torch.zeros(1, 0, 9000, dtype=torch.int64)
+    order = correlation_order(Encoded(values[None], values[None], values[None] > 9, none)).tolist()
+    assert abs(order.index(0) - order.index(2)) == 1
+    assert order[-1] == 1
 
 
 def test_wide_tables_are_read_in_fewer_rows_at_once() -> None:

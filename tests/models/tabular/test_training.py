@@ -32,7 +32,7 @@ def sample() -> Sample:
 
 def network(count: int) -> TabNSANetwork:
     torch.manual_seed(0)
-    settings = NetworkSettings(width=8, mixer_width=8, readout_width=8, dropout=0.0)
+    settings = NetworkSettings(width=8, mixer_width=8, readout_width=8, dropout=0.0).sized(ROWS)
     return TabNSANetwork(count, COLUMNS, (), 1, settings)
 
 
@@ -128,8 +128,8 @@ def test_gradients_are_taken_in_the_order_of_values() -> None:
 def test_weights_alone_decay() -> None:
     made = network(1)
     before = {name: parameter.clone() for name, parameter in made.named_parameters()}
-    settings = TrainingSettings(learning_rate=0.1, weight_decay=0.5)
-    Optimizer(ParameterMatrix(made), settings).step()  # without a gradient
+    settings = TrainingSettings(weight_decay=0.5)
+    Optimizer(ParameterMatrix(made), settings, steps_per_epoch=10).step()  # without a gradient
     for name, parameter in made.named_parameters():
         decays = name.endswith(("weight", "head")) and "norm" not in name
         torch.testing.assert_close(parameter, before[name] * (0.95 if decays else 1.0))
@@ -140,7 +140,7 @@ def test_leaving_a_network_out_does_not_change_the_steps_of_others() -> None:
     for leaves in (False, True):
         made = network(2)
         matrix = ParameterMatrix(made)
-        optimizer = Optimizer(matrix, TrainingSettings())
+        optimizer = Optimizer(matrix, TrainingSettings(), steps_per_epoch=1)
         for step in range(6):
             if leaves and step == 3:
                 matrix.keep(torch.tensor([1]))
@@ -176,6 +176,16 @@ def test_validation_rows_are_never_trained_on() -> None:
         quiet,
     )
     assert np.isfinite([record["training_loss"] for record in training.fit()]).all()
+
+
+def test_divergence_of_one_network_is_an_error() -> None:
+    rows = sample()
+    rows.target[FOLDS[0].validation] = float("inf")
+    settings = TrainingSettings(max_epochs=2, learning_rate=0.5)
+    folds = [FOLDS[0], Fold(FOLDS[0].train, FOLDS[0].train)]
+    training = Trainer(network(2), SquaredError(), rows, rows, folds, settings, 0, quiet)
+    with pytest.raises(ValueError, match=r"1 of 2 networks .* lower learning_rate \(0.5 now\)"):
+        training.fit()
 
 
 def test_weights_scale_the_loss_of_validation() -> None:

@@ -1,11 +1,13 @@
 """Weights carried over from one table to another."""
 
+import copy
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.base import clone
 from torch import Tensor
 
 from hashtab.models.tabular import TabNSAClassifier, TabNSARegressor
@@ -131,6 +133,19 @@ def test_an_estimator_may_go_on_from_itself() -> None:
     np.testing.assert_allclose(model.predict(x), before, atol=1e-4)
 
 
+@pytest.mark.parametrize("names", [X.columns[::-1], ["member", "income", "city"]], ids=len)
+def test_going_on_from_itself_is_going_on_from_a_copy(
+    source: TabNSAClassifier, names: list[str]
+) -> None:
+    model = copy.deepcopy(source).set_params(**STILL)
+    other = X[names].assign(new=np.arange(len(X), dtype=float))
+    expected = clone(model).fit(other, LABELS, warm_start_from=source).predict_proba(other)
+    model.fit(other, LABELS, warm_start_from=model)
+    np.testing.assert_array_equal(model.predict_proba(other), expected)
+    with pytest.raises(ValueError, match=r"same settings of the network, .*members=2.* for .*=1"):
+        model.set_params(members=1).fit(other, LABELS, warm_start_from=model)
+
+
 def test_targets_of_another_scale_are_fine() -> None:
     x, y = numbers()
     source = regressor(max_epochs=15).fit(x, y)
@@ -144,7 +159,20 @@ def test_what_cannot_be_carried_over_is_refused(source: TabNSAClassifier) -> Non
     other = pd.DataFrame({"city": np.arange(len(X)), "n": 1.0})  # city is a number now
     with pytest.raises(ValueError, match="must share a column"):
         classifier(members=2).fit(other, LABELS, warm_start_from=source)
-    with pytest.raises(ValueError, match="not fitted"):
-        classifier().fit(X, LABELS, warm_start_from=TabNSAClassifier())
+    fresh = classifier()
+    for other in (fresh, TabNSAClassifier()):
+        with pytest.raises(ValueError, match="warm_start_from must be fitted"):
+            fresh.fit(X, LABELS, warm_start_from=other)
     with pytest.raises(ValueError, match="freeze_backbone=True needs warm_start_from"):
         TabNSARegressor().fit(*numbers(20), freeze_backbone=True)
+
+
+@pytest.mark.parametrize(("before", "now"), [(3, 600), (600, 3)])
+def test_readouts_of_different_kinds_are_refused(before: int, now: int) -> None:
+    x, y = numbers(20, 600)
+    model = regressor(max_epochs=1)
+    source = clone(model).fit(x[:, :before], y)
+    with pytest.raises(ValueError, match=r'with readout="auto", .*: set readout="mean" in both'):
+        model.fit(x[:, :now], y, warm_start_from=source)
+    source = clone(model).set_params(readout="mean").fit(x[:, :before], y)
+    model.set_params(readout="mean").fit(x[:, :now], y, warm_start_from=source)
