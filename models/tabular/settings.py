@@ -32,7 +32,8 @@ class NetworkSettings:
         window: columns that a column sees on one side, its own included.
         fusion: "sum" of the branches (the paper) or a learned "gate" for each feature.
         columns: whether each column has its "own" embedding, or all numbers and categories share
-            one (the published model).
+            one (the published model); "shared" ignores `numeric` and `bins`, and takes a missing
+            number for the median.
         numeric: "piecewise" linear over quantile bins beside a linear part, "periodic", "linear".
         bins: quantile bins, or frequencies of a periodic embedding.
         readout: "flatten" reads all tokens through a hidden layer, "mean" their mean (the paper);
@@ -116,12 +117,14 @@ class TrainingSettings:
         folds: networks, each of which validates on a part of the rows of its own and trains on
             the others; 1 holds a fifth out for one network.
         learning_rate: of AdamW.
-        weight_decay: of AdamW, on all weights and no bias.
+        weight_decay: of AdamW, on weights and embeddings, not on biases and norms; it is scaled
+            by `learning_rate`, so a step shrinks them by the product of both.
         batch_size: rows a step and network; None chooses by the number of rows.
         max_epochs: passes over the rows at most.
         patience: epochs without a better validation loss after which a network stops.
         clip: largest norm of a network's gradient.
-        time_budget: seconds after which training stops with the best epoch so far; None for all.
+        time_budget: seconds after which training stops, at the end of an epoch and with the best
+            one so far; None is no limit.
 
     Raises:
         ValueError: a setting is out of its range.
