@@ -149,6 +149,9 @@ class TabNSAClassifier(ClassifierMixin, BaseTabNSA):  # type: ignore[misc]
             TypeError: a column holds dates, or what is neither number nor category.
             ValueError: a setting, a shape, a label or a weight is wrong, there is one class only,
                 or training diverged.
+
+        Warns:
+            UserWarning: a column of text looks like numbers, or like names of single rows.
         """
         source = self._source(warm_start_from, freeze_backbone)
         frame = Frame(X, self)

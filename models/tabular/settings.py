@@ -39,7 +39,8 @@ class NetworkSettings:
         window: columns that a column sees on one side, its own included.
         fusion: "sum" of the branches (the paper) or a learned "gate" for each feature.
         columns: whether each column has its "own" embedding, or all numbers and categories share
-            one (the published model).
+            one (the published model); "shared" ignores `numeric` and `bins`, and takes a missing
+            number for the median.
         numeric: "piecewise" linear over quantile bins beside a linear part, "periodic", "linear".
         bins: quantile bins, or frequencies of a periodic embedding.
         readout: "flatten" reads all tokens through a hidden layer, "mean" their mean (the paper);
@@ -140,16 +141,17 @@ class TrainingSettings:
         folds: networks, each of which validates on a part of the rows of its own and trains on
             the others; 1 holds a fifth out for one network.
         learning_rate: of AdamW.
-        weight_decay: share of itself that an epoch takes from each weight (of no bias or norm).
-            AdamW's own factor, which acts on a step and is scaled by the rate, follows from it: so
-            one value serves tables of any length (arXiv 2405.13698).
+        weight_decay: share of itself that an epoch takes from each weight and embedding, not from
+            biases and norms. AdamW's own factor, of a step and scaled by the rate, follows from it:
+            so one value serves tables of any length (arXiv 2405.13698).
         batch_size: rows a step and network; None chooses by the number of rows.
         max_epochs: passes over the rows at most.
         patience: epochs without a better validation loss after which a network stops.
         clip: largest norm of a network's gradient.
         averaging: epochs over which weights are averaged (exponentially); the averages are what is
             validated and kept. 0 keeps the weights themselves.
-        time_budget: seconds after which training stops with the best epoch so far; None for all.
+        time_budget: seconds after which training stops, at the end of an epoch and with the best
+            one so far; None is no limit.
 
     Raises:
         ValueError: a setting is out of its range.

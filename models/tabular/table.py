@@ -6,6 +6,7 @@ Frames are read by their methods alone, so neither pandas nor polars is imported
 import copy
 import datetime
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from sklearn.utils.validation import check_array
+
+from hashtab.models.tabular.advice import of_categories
 
 Numbers = npt.NDArray[np.float64]
 Categories = npt.NDArray[np.object_]
@@ -114,7 +117,7 @@ class Table:
 
     @classmethod
     def of(cls, frame: Frame, declared: Sequence[str | int] | None) -> "Table":
-        """Read what the columns of `frame` are.
+        """Read what the columns of `frame` are, and warn of columns of text that look odd.
 
         Args:
             frame: the table to fit on.
@@ -124,22 +127,22 @@ class Table:
             TypeError: a column holds dates or other things that are no table's values.
             ValueError: a declared column is not in the table.
         """
-        chosen = _positions(frame.names, declared)
+        listed = _positions(frame.names, declared)
         if frame.matrix is not None:
             kinds = [False] * len(frame.names)
         else:
             kinds = [_is_categorical(name, frame.column(name)) for name in frame.names]
-        chosen |= {i for i, kind in enumerate(kinds) if kind}
+        chosen = listed | {i for i, kind in enumerate(kinds) if kind}
         categorical = tuple(sorted(chosen))
+        counts = {i: Counter(filter(None, _texts(frame, frame.names[i]))) for i in categorical}
+        if frame.named:
+            _warn_of_odd_ones(frame, counts, listed)
         return cls(
             names=frame.names,
             named=frame.named,
             numeric=tuple(i for i in range(len(kinds)) if i not in chosen),
             categorical=categorical,
-            categories=tuple(
-                tuple(sorted({text for text in _texts(frame, frame.names[i]) if text is not None}))
-                for i in categorical
-            ),
+            categories=tuple(tuple(sorted(counts[i])) for i in categorical),
         )
 
     @classmethod
@@ -223,6 +226,15 @@ def _positions(names: tuple[str, ...], declared: Sequence[str | int] | None) -> 
     return positions
 
 
+def _warn_of_odd_ones(frame: Frame, counts: dict[int, Counter[str]], declared: set[int]) -> None:
+    for i, of_column in counts.items():
+        name = frame.names[i]
+        by_type = str(frame.column(name).dtype).lower().startswith(("cat", "enum"))
+        advice = of_categories(name, of_column, not by_type and i not in declared)
+        if advice is not None:
+            warnings.warn(advice, UserWarning, stacklevel=4)
+
+
 def _is_categorical(name: str, column: Any) -> bool:
     dtype = str(column.dtype).lower()
     if any(dtype.startswith(time) for time in _TIMES):
@@ -258,11 +270,15 @@ def _is_missing(value: Any) -> bool:
 
 def _texts(frame: Frame, name: str) -> list[str | None]:
     values = _values(frame.column(name))
+    kinds = set(map(type, values))
+    keys: list[Any] = values
+    if len(kinds) > 1 and kinds & {bool, np.bool_}:
+        keys = list(zip(map(type, values), values, strict=True))  # True equals 1, but for its type
     try:
-        text = {value: _text(value) for value in set(values)}
+        text = {k: _text(v) for k, v in dict(zip(keys, values, strict=True)).items()}
     except TypeError as error:
         raise TypeError(_no_value(name, error)) from None
-    return [text[value] for value in values]
+    return [text[key] for key in keys]
 
 
 def _values(column: Any) -> list[Any]:

@@ -16,6 +16,7 @@ QUICK: dict[str, Any] = {
     "width": 8,
     "mixer_width": 8,
     "readout_width": 16,
+    "averaging": 0.0,
     "n_jobs": 1,
     "random_state": 0,
 }

@@ -160,6 +160,13 @@ def test_declared_codes_are_categories() -> None:
     assert model.score(x, y) > 0.95
 
 
+def test_warnings_of_columns_point_to_the_call() -> None:
+    frame = X.assign(customer=[f"c{i}" for i in range(len(X))])
+    with pytest.warns(UserWarning, match="'customer' holds 120 different categories") as caught:
+        classifier(max_epochs=1).fit(frame, LABELS)
+    assert caught[0].filename == __file__
+
+
 def test_the_order_of_columns_does_not_matter_much() -> None:
     x, y = numbers(400, 6)
     scores = []

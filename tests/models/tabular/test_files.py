@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from hashtab.models.tabular import PAPER, TabNSAClassifier, TabNSARegressor, files
@@ -37,6 +38,15 @@ def test_a_loaded_classifier_is_the_saved_one(fitted: TabNSAClassifier, tmp_path
     assert loaded.get_params() == fitted.get_params()
     loaded.fit(X, LABELS)
     np.testing.assert_array_equal(loaded.predict_proba(X), fitted.predict_proba(X))
+
+
+def test_true_is_not_one_after_loading_either(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"c": [True, 1] * 30}, dtype=object)
+    y = np.array(["true", "one"] * 30)
+    model = classifier(max_epochs=30, learning_rate=0.02).fit(frame, y)
+    model.save(tmp_path)
+    for estimator in (model, TabNSAClassifier.load(tmp_path)):
+        assert estimator.predict(frame).tolist() == y.tolist()
 
 
 @pytest.mark.parametrize("quantiles", [None, (0.25,), np.array([0.1, 0.9])])

@@ -1,7 +1,9 @@
 """Frames of any library as numbers and categories."""
 
 import datetime
+import json
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -113,6 +115,62 @@ def test_categories_may_be_new_or_missing_later() -> None:
     assert codes[:, 0].tolist() == [3, 2, 3]
     later = pl.DataFrame({"c": ["a", None, "new", "", "b"]})
     assert again(table, later)[1][:, 0].tolist() == [2, 1, 0, 1, 3]
+
+
+@pytest.mark.parametrize("true", [True, np.True_], ids=["bool", "numpy"])
+def test_true_is_not_one(true: Any) -> None:
+    column = pd.Series([true, 1, 1.0, None, 0, not true], dtype=object)
+    table, _, codes = read(pd.DataFrame({"c": column}))
+    assert table.categories == (("0", "1", "false", "true"),)
+    assert codes[:, 0].tolist() == [5, 3, 3, 1, 2, 4]
+    saved = Table.from_plain(json.loads(json.dumps(asdict(table))))
+    assert again(saved, pd.DataFrame({"c": column[::-1]}))[1][:, 0].tolist() == [4, 2, 1, 3, 3, 5]
+    assert again(saved, pl.DataFrame({"c": ["true", "1"]}))[1][:, 0].tolist() == [5, 3]
+
+
+NUMBERS = [str(i % 30) for i in range(150)]
+NAMES = [f"c{i}" for i in range(150)]
+FEW = [f"c{i % 30}" for i in range(150)]
+
+
+@pytest.mark.parametrize("kind", [pd.DataFrame, pl.DataFrame])
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        (["N/A", *NUMBERS[1:]], "'c' holds text though 149 of 150 values are numbers.*'N/A' into"),
+        (["-", "?", "?", *NUMBERS[3:]], r"147 of 150 values are numbers.*'\?' and the like into"),
+        (NUMBERS, "150 of 150 values are numbers: made categories; turn it into numbers, or decl"),
+        ([None] * 40 + [f"{i}.5" for i in range(110)], "110 of 110 values are numbers"),
+        (NAMES, "'c' holds 150 different categories in 150 rows: .* drop it if it only names rows"),
+        (FEW[:70] + NAMES[70:], "'c' holds 110 different categories in 150 rows"),
+    ],
+    ids=["one", "some", "all", "gaps", "names", "most"],
+)
+def test_odd_columns_of_text_are_warned_of(kind: Any, column: list[str], message: str) -> None:
+    with pytest.warns(UserWarning, match=message):
+        table, _, codes = read(kind({"c": column}))
+    assert table.categorical == (0,)
+    assert (codes[:, 0] > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("table", "declared"),
+    [
+        (pd.DataFrame({"c": FEW}), None),
+        (pd.DataFrame({"c": NUMBERS[:70] + FEW[70:]}), None),
+        (pd.DataFrame({"c": NUMBERS}), ["c"]),
+        (pd.DataFrame({"c": NUMBERS}, dtype="category"), None),
+        (pl.DataFrame({"c": NUMBERS}, schema={"c": pl.Categorical}), None),
+        (pd.DataFrame({"c": NUMBERS[:99], "d": NAMES[:99]}), None),
+        (pd.DataFrame({"c": [None] * 60 + NAMES[60:]}), None),
+        (pd.DataFrame({"c": [True, False] * 75}), None),
+        (pd.DataFrame({"c": list(range(150))}), None),
+        (np.array([NUMBERS, NAMES], dtype=object).T, None),
+    ],
+    ids=lambda value: None if value is None else type(value).__module__.partition(".")[0],
+)
+def test_ordinary_columns_are_not_warned_of(table: Any, declared: list[str] | None) -> None:
+    read(table, declared)  # warnings are errors here
 
 
 def test_columns_are_matched_by_name() -> None:

@@ -15,7 +15,7 @@ from hashtab.models.tabular.training import Trainer
 from tests.models.tabular.tables import classifier, mixed, numbers, regressor
 
 X, LABELS = mixed()
-STILL: dict[str, Any] = {"max_epochs": 1, "learning_rate": 1e-12}
+STILL: dict[str, Any] = {"max_epochs": 1, "learning_rate": 1e-12, "weight_decay": 0.0}
 
 variants = pytest.mark.parametrize(
     "changed",
