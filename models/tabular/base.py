@@ -285,7 +285,7 @@ class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
     def _rate_columns(self, rows: Encoded) -> None:
         """Keep the training rows' mean tokens and each column's mean share of predictions."""
         for name in ("baseline_", "feature_importances_"):
-            vars(self).pop(name, None)
+            self.__dict__.pop(name, None)
         if isinstance(self.network_.tokens, SharedTokens):
             return
         baseline = mean_tokens(self.network_, rows)
