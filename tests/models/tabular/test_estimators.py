@@ -18,6 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
 from hashtab.models.tabular import PAPER, TabNSAClassifier, TabNSARegressor
+from hashtab.models.tabular.settings import NetworkSettings
 from hashtab.models.tabular.training import Trainer
 from tests.models.tabular.tables import Array, classifier, mixed, numbers, regressor
 
@@ -182,6 +183,16 @@ def test_the_published_form_reads_categories() -> None:
     probabilities = model.predict_proba(X)
     assert np.isfinite(probabilities).all()
     np.testing.assert_allclose(probabilities.sum(1), 1)
+
+
+def test_networks_of_long_tables_are_large() -> None:
+    settings = NetworkSettings(width=24)
+    small, large = settings.sized(9_999), settings.sized(10_000)
+    assert small.width == large.width == 24
+    assert small.readout_width < large.readout_width
+    assert small.blocks < large.blocks
+    model = classifier(width=None, readout_width=6).fit(X, LABELS)
+    assert model.network_.settings == NetworkSettings(mixer_width=8, readout_width=6).sized(120)
 
 
 # Tools of scikit-learn

@@ -11,7 +11,14 @@ from hashtab.models.tabular.encoding import NumericEncoder
 from hashtab.models.tabular.losses import Pinball, SquaredError
 from hashtab.models.tabular.network import TabNSANetwork
 from hashtab.models.tabular.settings import NetworkSettings, TrainingSettings
-from hashtab.models.tabular.training import Fold, Optimizer, ParameterMatrix, Sample, Trainer
+from hashtab.models.tabular.training import (
+    Average,
+    Fold,
+    Optimizer,
+    ParameterMatrix,
+    Sample,
+    Trainer,
+)
 from tests.models.tabular.tables import numbers, regressor
 
 ROWS, COLUMNS = 60, 3
@@ -149,6 +156,34 @@ def test_leaving_a_network_out_does_not_change_the_steps_of_others() -> None:
             optimizer.step()
         ends.append(matrix.values[-1])
     torch.testing.assert_close(ends[0], ends[1], rtol=1e-4, atol=1e-6)
+
+
+def test_averages_forget_early_steps_and_follow_a_span_later() -> None:
+    average = Average(torch.zeros(2, 1), steps=50)
+    for _ in range(200):
+        average.update(torch.full((2, 1), -1.0))
+    for _ in range(500):  # steps that scatter around 3
+        average.update(3 + torch.randn(2, 1))
+    torch.testing.assert_close(average.values, torch.full((2, 1), 3.0), atol=0.5, rtol=0)
+    average.keep(torch.tensor([1]))
+    assert average.values.shape == (1, 1)
+
+
+def test_without_averaging_weights_are_as_they_are() -> None:
+    values = torch.randn(2, 3)
+    average = Average(torch.zeros(2, 3), steps=0)
+    average.update(values)
+    assert torch.equal(average.values, values)
+
+
+def test_what_is_validated_is_the_average() -> None:
+    validated = {}
+    for averaging in (0.0, 2.0):
+        made = trainer(network(1), FOLDS[:1], max_epochs=3, averaging=averaging, batch_size=8)
+        validated[averaging] = min(record["validation_loss"] for record in made.fit())
+        kept = float(made._validate(FOLDS[:1]))
+        assert kept == pytest.approx(validated[averaging], rel=1e-4)
+    assert validated[0.0] != pytest.approx(validated[2.0], rel=1e-4)
 
 
 def test_validation_counts_each_row_once() -> None:

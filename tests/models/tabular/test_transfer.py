@@ -10,7 +10,7 @@ import torch
 from sklearn.base import clone
 from torch import Tensor
 
-from hashtab.models.tabular import TabNSAClassifier, TabNSARegressor
+from hashtab.models.tabular import TabNSAClassifier, TabNSARegressor, settings
 from hashtab.models.tabular.training import Trainer
 from tests.models.tabular.tables import classifier, mixed, numbers, regressor
 
@@ -117,6 +117,15 @@ def test_another_number_of_networks_is_fine(source: TabNSAClassifier) -> None:
     moved = classifier(members=2, folds=3, **STILL).fit(X, LABELS, warm_start_from=source)
     head, before = moved.network_.head, source.network_.head
     torch.testing.assert_close(head, before[[0, 1, 0]], rtol=0, atol=1e-6)
+
+
+def test_sizes_of_a_long_table_are_kept_on_a_short_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    by_rows = {"width": None, "readout_width": None, "mixer_width": None}
+    monkeypatch.setattr(settings, "LARGE_FROM", len(X))
+    large = classifier(**by_rows).fit(X, LABELS)
+    moved = classifier(**(by_rows | STILL)).fit(X[:60], LABELS[:60], warm_start_from=large)
+    assert moved.network_.settings == large.network_.settings
+    np.testing.assert_allclose(moved.predict_proba(X), large.predict_proba(X), atol=1e-5)
 
 
 def test_a_new_head_for_other_classes(source: TabNSAClassifier) -> None:
