@@ -310,8 +310,12 @@ def _by_time(rows: pl.DataFrame, time: str, file: str) -> tuple[Rows, NDArray[An
         raise DataError(
             f"{file}: --data.time {time!r} must hold times or numbers, got {times.dtype}"
         )
-    if times.null_count():
-        raise DataError(f"{file}: {times.null_count():,} rows have no {time!r} to order them by")
+    missing = (times.fill_nan(None) if times.dtype.is_float() else times).null_count()
+    if missing:
+        raise DataError(
+            f"{file}: {missing:,} rows have no {time!r}, which --data.time orders them by: give "
+            "them a time, or leave them out of the file"
+        )
     values = times.to_physical().to_numpy()
     order = np.argsort(values, kind="stable")
     return order, values[order]

@@ -181,6 +181,8 @@ def frame(**columns: object) -> pl.DataFrame:
         (frame(y=["a", "b"] * 10), {"task": "regression"}, "a regression needs numbers"),
         (frame(day=[date(2024, 1, 1)] * 20), {}, r"'day' holds Date.*--data\.drop '\[day\]'"),
         (frame(tags=[["a"]] * 20), {}, r"'tags' holds List.*--data\.drop '\[tags\]'"),
+        (frame(at=[None, *range(19)]), {"time": "at"}, r"1 rows have no 'at'.*leave them out"),
+        (frame(at=[np.nan] * 3 + [1.0] * 17), {"time": "at"}, r"3 rows have no 'at'.*give them"),
         (frame(), {"drop": ("idd",)}, r"no column 'idd', which --data\.drop names"),
         (frame(), {"drop": ("x",)}, "no column but the target"),
         (frame().head(0), {}, "too few"),
