@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -132,11 +131,9 @@ def _load(settings: TableSettings, file: str, target: str, seed: int) -> TableDa
     features = _features(rows, settings, file)
     whole = LabelledTable(features, y)
     columns = served_columns(features, settings.categorical)
-    files = [*find_files(file, _WHAT)]
     if settings.test is None:
         train, test = _split(whole, task, order, settings.test_fraction, seed)
     else:
-        files += find_files(settings.test, _WHAT)
         train = whole if order is None else whole.take(order[0])
         test, more = labelled(settings.test, columns, target, task)
         said += more
@@ -149,7 +146,7 @@ def _load(settings: TableSettings, file: str, target: str, seed: int) -> TableDa
         columns=columns,
         categorical=settings.categorical,
         ordered=order is not None,
-        digest=_digest(files, settings, task, seed),
+        digest=_digest(settings, file, task, seed),
         said=tuple(said),
     )
 
@@ -374,9 +371,10 @@ def _check(train: LabelledTable, test: LabelledTable, task: Task, target: str, f
         )
 
 
-def _digest(files: Sequence[Path], settings: TableSettings, task: Task, seed: int) -> str:
+def _digest(settings: TableSettings, file: str, task: Task, seed: int) -> str:
     """Digest the content of the files and all that decides what is made of it."""
-    parts = [file.sha256 for file in hashes(files)]
+    patterns = [pattern for pattern in (file, settings.test) if pattern is not None]
+    parts = [[part.sha256 for part in hashes(find_files(p, _WHAT))] for p in patterns]
     how = (settings.target, task, sorted(settings.drop), sorted(settings.categorical))
     split = (settings.test is None, settings.test_fraction, settings.time, seed)
     return hashlib.sha256(repr((parts, how, split)).encode()).hexdigest()

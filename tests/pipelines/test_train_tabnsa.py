@@ -158,6 +158,17 @@ def test_rows_are_held_out_by_time_or_by_a_file(tmp_path: Path) -> None:
     assert other.digest != data.digest
 
 
+def test_a_file_that_moves_to_the_rows_to_test_on_makes_other_data(tmp_path: Path) -> None:
+    for name in ("learn/a", "learn/b", "test/c"):
+        path = tmp_path / f"{name}.csv"
+        path.parent.mkdir(exist_ok=True)
+        pl.DataFrame({"x": np.arange(20.0), "y": [0, 1] * 10, "of": name}).write_csv(path)
+    settings = TableSettings(file=f"{tmp_path}/learn", target="y", test=f"{tmp_path}/test")
+    before = load(settings, 0)
+    (tmp_path / "learn" / "b.csv").rename(tmp_path / "test" / "b.csv")
+    assert load(settings, 0).digest != before.digest
+
+
 def test_text_of_another_table_is_read_as_that_of_the_first(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("city,y\n" + "007,a\nx,b\n" * 10)
     (tmp_path / "other.csv").write_text("city,y\n007,a\n,b\n7,\n")
