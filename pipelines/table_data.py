@@ -21,6 +21,7 @@ Rows = NDArray[np.int64]
 
 _MOST_CLASSES = 20  # that whole numbers in the target may be taken for
 _FEWEST_ROWS = 10
+_LATEST = 0.2  # share of rows in time order that a training validates on
 _WHAT = "table"
 
 
@@ -88,6 +89,10 @@ class TableData:
         categorical: columns of numbers that are categories.
         ordered: whether the rows are in time order.
         digest: of the files and of how they were read and split.
+
+    Raises:
+        DataError: if the latest rows to learn from, on which a training validates where rows are in
+            time order, have a class of their own.
     """
 
     train: LabelledTable
@@ -99,6 +104,11 @@ class TableData:
     ordered: bool
     digest: str
     said: tuple[str, ...] = field(default=(), compare=False)
+
+    def __post_init__(self) -> None:
+        if self.ordered:
+            where = "the latest rows to learn from, which a training validates on"
+            check_classes(*latest(self.train), self.task, where)
 
 
 def load(settings: TableSettings, seed: int) -> TableData:
@@ -346,6 +356,34 @@ def held_out_rows(
     return mask
 
 
+def latest(table: LabelledTable) -> tuple[LabelledTable, LabelledTable]:
+    """Cut a table in time order in two, the latest rows apart."""
+    first = max(1, round(len(table) * (1 - _LATEST)))
+    rows = np.arange(len(table))
+    return table.take(rows[:first]), table.take(rows[first:])
+
+
+def check_classes(learnt: LabelledTable, others: LabelledTable, task: Task, where: str) -> None:
+    """Refuse classes that a model would meet without having learnt them.
+
+    Args:
+        learnt: rows that it learns from.
+        others: rows that it is held against.
+        task: of the table.
+        where: the others are, in words.
+
+    Raises:
+        DataError: naming the classes.
+    """
+    unknown = sorted(set(others.target.tolist()) - set(learnt.target.tolist()))
+    if task == "classification" and unknown:
+        raise DataError(
+            f"classes {unknown[:5]} of the target come only in {where}: leave their rows out, give "
+            "more rows, or leave --data.time and --data.test out, so that rows of each class are "
+            "held out alike"
+        )
+
+
 def _check(train: LabelledTable, test: LabelledTable, task: Task, target: str, file: str) -> None:
     values = np.unique(train.target)
     if task == "classification" and len(train) > 1 and len(values) > len(train) / 2:
@@ -363,12 +401,7 @@ def _check(train: LabelledTable, test: LabelledTable, task: Task, target: str, f
             f"the target {target!r} of {file} is {values[0]} in all {len(train):,} rows to learn "
             "from: there is nothing to predict; check --data.target"
         )
-    unknown = sorted(set(test.target.tolist()) - set(values.tolist()))
-    if task == "classification" and unknown:
-        raise DataError(
-            f"classes {unknown[:5]} of the target {target!r} come only in the rows to test on: "
-            "give a --data.test without them, or more rows"
-        )
+    check_classes(train, test, task, "the rows to test on")
 
 
 def _digest(settings: TableSettings, file: str, task: Task, seed: int) -> str:

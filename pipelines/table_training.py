@@ -11,14 +11,12 @@ import polars as pl
 from numpy.typing import NDArray
 
 from hashtab.pipelines.table_bundles import ESTIMATORS, export_table, save_estimator
-from hashtab.pipelines.table_data import LabelledTable, TableData, Task
+from hashtab.pipelines.table_data import LabelledTable, TableData, Task, latest
 from hashtab.pipelines.table_graph import Estimator
 from hashtab.pipelines.table_metrics import importances, metrics
 from hashtab.pipelines.table_plots import plot_table_run
 from hashtab.pipelines.table_runs import TableResult, TableRun, TableTrainSettings
 from hashtab.serving.table_bundle import TableBundle
-
-_LATEST = 0.2  # share of rows in time order that a training validates on
 
 
 def fit(settings: TableTrainSettings, data: TableData, *, verbose: int = 0) -> Estimator:
@@ -45,13 +43,6 @@ def make_estimator(
         n_jobs=settings.threads,
         verbose=verbose,
     )
-
-
-def latest(table: LabelledTable) -> tuple[LabelledTable, LabelledTable]:
-    """Cut a table in time order in two, the latest rows apart."""
-    first = max(1, round(len(table) * (1 - _LATEST)))
-    rows = np.arange(len(table))
-    return table.take(rows[:first]), table.take(rows[first:])
 
 
 def predictions(estimator: Estimator, table: LabelledTable) -> NDArray[Any]:

@@ -20,6 +20,7 @@ from hashtab.pipelines.table_data import (
     LabelledTable,
     TableData,
     TableSettings,
+    check_classes,
     held_out_rows,
     load,
 )
@@ -350,14 +351,18 @@ def part(data: TableData, seed: int) -> tuple[TableData, LabelledTable]:
     """Hold rows out of those to learn from; the rows to test on are left alone.
 
     Where rows are in time order these are the latest ones.
+
+    Raises:
+        DataError: if they have a class that no trial would learn.
     """
     table = data.train
     if data.ordered:
         mask = np.arange(len(table)) >= round(len(table) * (1 - _VALIDATION))
     else:
         mask = held_out_rows(table.target, data.task, _VALIDATION, seed)
-    inner = replace(data, train=table.take(np.flatnonzero(~mask)))
-    return inner, table.take(np.flatnonzero(mask))
+    inner, held_out = table.take(np.flatnonzero(~mask)), table.take(np.flatnonzero(mask))
+    check_classes(inner, held_out, data.task, "the rows that trials are compared on")
+    return replace(data, train=inner), held_out
 
 
 def forget_failures(trials: list[TableTrial]) -> None:

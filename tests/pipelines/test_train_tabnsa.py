@@ -179,6 +179,23 @@ def test_text_of_another_table_is_read_as_that_of_the_first(tmp_path: Path) -> N
     assert "have no 'y'" in said[0]
 
 
+@pytest.mark.parametrize(
+    ("first", "where"), [(90, "the rows to test on"), (70, "a training validates on")]
+)
+def test_a_class_that_only_the_latest_rows_have_is_named(
+    first: int, where: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    y = np.where(np.arange(100) < first, np.arange(100) % 2, 2)
+    pl.DataFrame({"x": np.arange(100.0), "at": np.arange(100), "y": y}).write_csv(
+        tmp_path / "t.csv"
+    )
+    table = ["--data.file", str(tmp_path / "t.csv"), "--data.target", "y", "--data.time", "at"]
+    assert train_tabnsa.main([*table, "--storage", str(tmp_path / "runs")]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert re.search(rf"classes \[2\] .* only in .*{where}: leave .* --data\.time", line)
+    assert not (tmp_path / "runs").exists()
+
+
 def frame(**columns: object) -> pl.DataFrame:
     return pl.DataFrame({"x": np.arange(20.0), "y": [0, 1] * 10, **columns})
 

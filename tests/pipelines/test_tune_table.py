@@ -5,12 +5,14 @@ from pathlib import Path
 
 import mlflow
 import numpy as np
+import polars as pl
 import pytest
 import yaml
 
+from hashtab.features.errors import DataError
 from hashtab.pipelines import table_training, tune
 from hashtab.pipelines.command_line import SettingsError
-from hashtab.pipelines.table_data import TableData, load
+from hashtab.pipelines.table_data import TableData, TableSettings, load
 from hashtab.pipelines.table_graph import Estimator
 from hashtab.pipelines.table_runs import TableTrainSettings
 from hashtab.pipelines.table_tuning import TableSearchSpace, TableTuneSettings, part
@@ -91,6 +93,19 @@ def test_trials_never_see_the_rows_to_test_on(settings: TableTuneSettings) -> No
     assert (len(inner.train), len(held_out), len(data.test)) == (76, 20, 24)
     seen = np.concatenate([inner.train.frame["age"], held_out.frame["age"]])
     assert sorted(seen[~np.isnan(seen)]) == sorted(data.train.frame["age"].drop_nulls())
+
+
+def test_a_class_that_no_trial_would_learn_is_named(
+    settings: TableTuneSettings, tmp_path: Path
+) -> None:
+    y = np.where(np.arange(100) < 55, np.arange(100) % 2, 2)
+    frame = pl.DataFrame({"x": np.arange(100.0), "at": np.arange(100), "y": y})
+    frame.write_csv(tmp_path / "t.csv")
+    data = TableSettings(file=str(tmp_path / "t.csv"), target="y", time="at")
+    load(data, 0)  # all rows to learn from are enough; what trials learn from are not
+    with pytest.raises(DataError, match=r"classes \[2\] .* only in the latest rows"):
+        tune_table(replace(settings, data=data))
+    assert not (tmp_path / "runs").exists()
 
 
 def test_the_first_word_chooses_what_is_tuned(capsys: pytest.CaptureFixture[str]) -> None:
