@@ -14,7 +14,7 @@ from hashtab.features.storage import write_text
 from hashtab.models.tabular import TabNSAClassifier, TabNSARegressor
 from hashtab.pipelines.bundle_folders import bundle_at, digest_of, versions
 from hashtab.pipelines.command_line import SettingsError
-from hashtab.pipelines.table_data import TableData, Task
+from hashtab.pipelines.table_data import TableData, Task, spread
 from hashtab.pipelines.table_graph import Estimator, table_graph
 from hashtab.pipelines.table_parity import check_parity
 from hashtab.serving.errors import BundleError
@@ -69,7 +69,8 @@ class Meaning:
 def save_estimator(folder: Path, estimator: Estimator, data: TableData, target: str) -> None:
     """Write a fitted estimator, what it means, and rows to check an export with."""
     estimator.save(folder / ESTIMATOR)
-    data.test.frame.head(_SAMPLE_ROWS).write_parquet(folder / SAMPLE)
+    test = data.test.frame  # maybe sorted: its first rows may be all alike
+    test[spread(len(test), min(len(test), _SAMPLE_ROWS))].write_parquet(folder / SAMPLE)
     meaning = Meaning(
         task=data.task,
         target=target,

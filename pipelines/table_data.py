@@ -363,6 +363,11 @@ def latest(table: LabelledTable) -> tuple[LabelledTable, LabelledTable]:
     return table.take(rows[:first]), table.take(rows[first:])
 
 
+def spread(rows: int, count: int) -> Rows:
+    """Return the numbers of `count` rows, evenly spaced over all; some twice if there are fewer."""
+    return np.linspace(0, rows - 1, count).round().astype(np.int64)
+
+
 def check_classes(learnt: LabelledTable, others: LabelledTable, task: Task, where: str) -> None:
     """Refuse classes that a model would meet without having learnt them.
 
