@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from hashtab.features.errors import DataError
 from hashtab.features.plain import did_you_mean
 from hashtab.pipelines.command_line import SettingsError
-from hashtab.pipelines.table_files import find_files, hashes, one_line, scan
+from hashtab.pipelines.table_files import NULLS, find_files, hashes, one_line, scan
 from hashtab.serving.errors import RequestError
 from hashtab.serving.table_manifest import Column, Values
 
@@ -28,6 +28,8 @@ _WHAT = "table"
 @dataclass(frozen=True, kw_only=True)
 class TableSettings:
     """Where a labelled table lies, and how it is read and split.
+
+    In CSV a value is missing where it is empty, NA, N/A, n/a, #N/A, NaN, nan, null, NULL or ?.
 
     Args:
         file: CSV or Parquet file, folder of such, or glob.
@@ -200,7 +202,7 @@ def as_served(column: Column, dtype: pl.DataType) -> pl.Expr:
 
 
 def read_table(pattern: str, types: Mapping[str, type[pl.DataType]]) -> pl.DataFrame:
-    """Read CSV or Parquet files into memory.
+    """Read CSV or Parquet files into memory; what a CSV calls missing is null.
 
     Args:
         pattern: that names them.
@@ -211,7 +213,7 @@ def read_table(pattern: str, types: Mapping[str, type[pl.DataType]]) -> pl.DataF
     """
     paths = find_files(pattern, _WHAT)
     try:
-        return scan(paths, types, _WHAT).collect()
+        return scan(paths, types, _WHAT, NULLS).collect()
     except pl.exceptions.PolarsError as error:
         raise RequestError(f"{_WHAT} {paths[0]} cannot be read: {one_line(error)}") from error
 

@@ -11,7 +11,7 @@ from hashtab.features.plain import did_you_mean
 from hashtab.features.sources import SourceFile
 from hashtab.pipelines.outputs import Job, write_durably
 from hashtab.pipelines.table_data import as_served, csv_types
-from hashtab.pipelines.table_files import find_files, hashes, one_line, scan
+from hashtab.pipelines.table_files import NULLS, find_files, hashes, one_line, scan
 from hashtab.serving.errors import BundleError, RequestError
 from hashtab.serving.table_bundle import TableBundle
 from hashtab.serving.table_manifest import TableManifest
@@ -44,7 +44,7 @@ class RowFiles:
             RequestError: if there is none, or a file lacks a column.
         """
         paths = find_files(pattern, _WHAT)
-        there = scan(paths, csv_types(manifest.columns), _WHAT).collect_schema().names()
+        there = scan(paths, csv_types(manifest.columns), _WHAT, NULLS).collect_schema().names()
         read = [column.name for column in manifest.columns]
         for names, why in ((read, "which the model reads"), (keep, "which --keep names")):
             for name in names:
@@ -72,7 +72,7 @@ class RowFiles:
         Raises:
             RequestError: if a file cannot be read to its end.
         """
-        frame = scan(self.paths, csv_types(self.manifest.columns), _WHAT)
+        frame = scan(self.paths, csv_types(self.manifest.columns), _WHAT, NULLS)
         schema = frame.collect_schema()
         read = [as_served(c, schema[c.name]).alias(c.name) for c in self.manifest.columns]
         frame = frame.select(*read, *(pl.col(name).alias(_kept(name)) for name in self.keep))

@@ -158,6 +158,18 @@ def test_rows_are_held_out_by_time_or_by_a_file(tmp_path: Path) -> None:
     assert other.digest != data.digest
 
 
+def test_what_a_csv_calls_missing_leaves_numbers_numbers(tmp_path: Path) -> None:
+    spelt = ["", '""', "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "null", "NULL", "?"]
+    there = [f"{i},{['true', 'false'][i % 2]},None,{i % 2}" for i in range(40)]
+    lines = ["x,b,t,y", *there, *(f"{s},{s},{s},1" for s in spelt)]
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    data = load(TableSettings(file=str(tmp_path / "t.csv"), target="y"), 0)
+    assert [c.values for c in data.columns] == ["number", "boolean", "text"]
+    frame = pl.concat([data.train.frame, data.test.frame])
+    assert frame.null_count().row(0) == (11, 11, 11)
+    assert set(frame["t"]) == {"None", None}
+
+
 def test_a_file_that_moves_to_the_rows_to_test_on_makes_other_data(tmp_path: Path) -> None:
     for name in ("learn/a", "learn/b", "test/c"):
         path = tmp_path / f"{name}.csv"
