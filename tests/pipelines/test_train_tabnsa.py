@@ -115,6 +115,15 @@ def test_the_command_ends_with_where_all_lies_and_what_to_run_next(
     said = capsys.readouterr().out
     for words in ("96 rows of 5 columns", "AUC", str(run.bundle), "score_table.py --bundle"):
         assert words in said
+    assert "promote.py" not in said
+
+
+def test_the_rows_held_out_are_not_taken_for_unseen_by_the_champion(run: TableRun) -> None:
+    registered = replace(run, settings=replace(run.settings, register="customers"))
+    said = train_tabnsa.summary(registered)
+    assert "labelled rows that neither has learnt from" in said
+    (command,) = re.findall(r"promote\.py .*", said)
+    assert str(run.held_out) not in command
 
 
 def test_settings_are_those_of_the_estimators() -> None:
