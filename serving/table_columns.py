@@ -5,7 +5,7 @@ numbers without a point, and the empty text for what is missing.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,6 @@ from hashtab.serving.table_manifest import Column
 NUMERIC, CATEGORICAL = "numeric", "categorical"  # inputs of the graph
 
 
-@runtime_checkable
 class Frame(Protocol):
     """A frame of polars or pandas: pandas is not imported here."""
 
@@ -68,13 +67,16 @@ def matrices(rows: Rows, columns: Sequence[Column]) -> dict[str, NDArray[Any]]:
 def _values(rows: Rows, columns: Sequence[Column]) -> list[tuple[Column, Any]]:
     """Return the values of each column, of whatever type they come in."""
     names = [column.name for column in columns]
-    if isinstance(rows, Mapping | Frame):
-        _check_columns(names, list(rows if isinstance(rows, Mapping) else rows.columns))
+    if isinstance(rows, Mapping):
+        _check_columns(names, list(rows))
         return [(column, rows[column.name]) for column in columns]
     if isinstance(rows, np.ndarray):
         if rows.ndim != 2 or rows.shape[1] != len(names):
             raise RequestError(f"an array of rows must be [N, {len(names)}], got {rows.shape}")
         return [(column, rows[:, i]) for i, column in enumerate(columns)]
+    if not isinstance(rows, Sequence):
+        _check_columns(names, list(rows.columns))
+        return [(column, rows[column.name]) for column in columns]
     try:
         return [(column, [row[column.name] for row in rows]) for column in columns]
     except KeyError:
@@ -158,6 +160,8 @@ def _text(name: str, value: Any) -> str:
         return str(int(value)) if float(value).is_integer() else str(value)
     if isinstance(value, str | int | np.integer):
         return str(value)
+    if isinstance(value, bytes):
+        return value.decode()
     raise RequestError(
         f"column {name!r} must hold text, numbers or truth values, got {type(value).__name__}"
     )

@@ -14,11 +14,13 @@ import pandas as pd
 import polars as pl
 import pytest
 
+from hashtab.models.tabular.table import Frame, Table
 from hashtab.pipelines.table_bundles import load_estimator
 from hashtab.serving.bundle import Bundle
 from hashtab.serving.errors import BundleError, RequestError
 from hashtab.serving.opening import open_any
 from hashtab.serving.table_bundle import TableBundle, TableGolden
+from hashtab.serving.table_columns import texts
 from hashtab.serving.table_manifest import TableManifest
 from tests.pipelines.tables import customers
 
@@ -85,6 +87,25 @@ def test_a_frame_that_cannot_be_scored_is_named(bundle: TableBundle) -> None:
             bundle.predict_proba(frame.assign(age=value))
         with pytest.raises(RequestError, match="column 'age' must hold numbers, got"):
             bundle.predict_proba(pl.DataFrame(frame.assign(age=value).to_dict("list")))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(True, False, 1, 0, 1.0, 0.5, 1e30, "1", "True", "true", b"Bonn", ""),
+        *(np.True_, np.int64(1), np.float64(1.0), np.float32(0.1)),
+        *(b"", None, float("nan"), pd.NA, pd.NaT),
+    ],
+)
+def test_a_category_is_called_as_the_estimators_call_it(value: object) -> None:
+    frame = Frame(pd.DataFrame({"a": pd.Series([value, "other"], dtype=object)}), None)
+    _, categories = Table.of(frame, ["a"]).values(frame)
+    assert texts("a", [value, "other"]) == [categories[0, 0] or "", "other"]
+
+
+def test_truth_is_no_number_among_categories() -> None:
+    assert len(set(texts("a", [True, 1, "other"]))) == 3
+    assert len(set(texts("a", [1, 1.0, "1"]))) == 1
 
 
 def test_the_number_of_rows_changes_no_prediction(bundle: TableBundle) -> None:
