@@ -39,6 +39,7 @@ class Meaning:
         task: what it predicts.
         target: name of the column that it predicts.
         labels: what the target held.
+        quantiles: of the target that it predicts; none for its mean, or classes.
         columns: that it reads.
         data_digest: of what it was trained on.
     """
@@ -46,6 +47,7 @@ class Meaning:
     task: Task
     target: str
     labels: Values
+    quantiles: tuple[float, ...] = ()
     columns: tuple[Column, ...]
     data_digest: str
 
@@ -75,6 +77,7 @@ def save_estimator(folder: Path, estimator: Estimator, data: TableData, target: 
         task=data.task,
         target=target,
         labels=data.labels,
+        quantiles=data.quantiles,
         columns=data.columns,
         data_digest=data.digest,
     )
@@ -140,6 +143,7 @@ def _build(
         columns=meaning.columns,
         classes=classes,
         labels=meaning.labels,
+        quantiles=meaning.quantiles,
         parity=TableParity(rows=0, largest_difference=0.0),
     )
     _check_columns(estimator, meaning.columns)

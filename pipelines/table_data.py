@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -36,6 +37,7 @@ class TableSettings:
         target: column to predict.
         task: classification for text, truth values and few whole numbers, else regression; auto
             chooses so.
+        quantiles: of a number to predict, ascending, in place of its mean.
         drop: columns to leave out, such as row numbers and what is known only afterwards.
         categorical: columns of numbers that are categories.
         test: labelled table to test on, in place of a part of `file`.
@@ -47,6 +49,7 @@ class TableSettings:
     file: str | None = None
     target: str | None = None
     task: Literal["auto", "classification", "regression"] = "auto"
+    quantiles: tuple[float, ...] = ()
     drop: tuple[str, ...] = ()
     categorical: tuple[str, ...] = ()
     test: str | None = None
@@ -56,6 +59,11 @@ class TableSettings:
     def __post_init__(self) -> None:
         if not 0 < self.test_fraction < 1:
             raise SettingsError(f"data.test_fraction must be in (0, 1), got {self.test_fraction}")
+        ends = (0.0, *self.quantiles, 1.0)
+        if any(low >= high for low, high in pairwise(ends)):
+            raise SettingsError(
+                f"data.quantiles must ascend between 0 and 1, got {list(self.quantiles)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,7 @@ class TableData:
         train: rows to learn from, in time order where a time column is named.
         test: rows held out.
         task: what is predicted.
+        quantiles: of the target that are predicted; none for its mean.
         labels: what the target holds.
         columns: of the features, as they are served.
         categorical: columns of numbers that are categories.
@@ -100,6 +109,7 @@ class TableData:
     train: LabelledTable
     test: LabelledTable
     task: Task
+    quantiles: tuple[float, ...] = ()
     labels: Values
     columns: tuple[Column, ...]
     categorical: tuple[str, ...]
@@ -138,6 +148,11 @@ def _load(settings: TableSettings, file: str, target: str, seed: int) -> TableDa
     rows, said = _labelled(read_table(file, {}), target, file)
     _check_named(settings, rows.columns, file)
     task = settings.task if settings.task != "auto" else _task_of(rows[target])
+    if settings.quantiles and task == "classification":
+        raise DataError(
+            f"--data.quantiles are of numbers, and the target {target!r} of {file} is taken for "
+            "classes: give --data.task regression, or leave the quantiles out"
+        )
     order = _by_time(rows, settings.time, file) if settings.time else None
     y, labels = _target(rows[target], task)
     features = _features(rows, settings, file)
@@ -154,6 +169,7 @@ def _load(settings: TableSettings, file: str, target: str, seed: int) -> TableDa
         train=train,
         test=test,
         task=task,
+        quantiles=settings.quantiles,
         labels=labels,
         columns=columns,
         categorical=settings.categorical,
@@ -415,6 +431,12 @@ def _digest(settings: TableSettings, file: str, task: Task, seed: int) -> str:
     """Digest the content of the files and all that decides what is made of it."""
     patterns = [pattern for pattern in (file, settings.test) if pattern is not None]
     parts = [[part.sha256 for part in hashes(find_files(p, _WHAT))] for p in patterns]
-    how = (settings.target, task, sorted(settings.drop), sorted(settings.categorical))
+    how = (
+        settings.target,
+        task,
+        settings.quantiles,
+        sorted(settings.drop),
+        sorted(settings.categorical),
+    )
     split = (settings.test is None, settings.test_fraction, settings.time, seed)
     return hashlib.sha256(repr((parts, how, split)).encode()).hexdigest()

@@ -26,7 +26,7 @@ def plot_table_run(
     Args:
         result: of the training.
         target: `[N]`, of the test rows.
-        predicted: probabilities `[N, K]` or values `[N]`, of the test rows.
+        predicted: probabilities `[N, K]`, values `[N]` or quantiles `[N, Q]`, of the test rows.
         classes: `[K]`; None of a regression.
         folder: of the plots.
     """
@@ -96,11 +96,21 @@ def confusion(
 def predicted_against_true(
     target: NDArray[Any], predicted: NDArray[Any], result: TableResult, path: Path
 ) -> None:
-    """Draw the test rows' predictions against what came true."""
+    """Draw the test rows' predictions against what came true; of quantiles the middle one.
+
+    A line goes from the lowest quantile to the highest.
+    """
     chosen = np.random.default_rng(0).permutation(len(target))[:_MOST_POINTS]
     figure, axes = axes_of("predicted", "true")
-    axes.scatter(predicted[chosen], target[chosen], 8, color=COLOURS[0], alpha=0.4)
+    shown, true = predicted.reshape(len(target), -1)[chosen], target[chosen]
+    axes.hlines(true, shown[:, 0], shown[:, -1], color=COLOURS[5], linewidth=0.8, alpha=0.4)
+    axes.scatter(shown[:, shown.shape[1] // 2], true, 8, color=COLOURS[0], alpha=0.4)
     ends = [float(target.min()), float(target.max())]
     axes.plot(ends, ends, color="grey", linewidth=0.8, linestyle=":")
-    axes.set_title(f"{result.name}: test, R2 {result.metrics['test'].get('r2', np.nan):.3f}")
+    found = ", ".join(
+        f"{name.replace('_', ' ')} {result.metrics['test'][name]:.3f}"
+        for name in ("r2", "pinball_loss", "coverage")
+        if name in result.metrics["test"]
+    )
+    axes.set_title(f"{result.name}: test, {found}")
     figure.savefig(path, dpi=DPI)

@@ -16,7 +16,7 @@ from hashtab.serving.errors import BundleError, RequestError
 from hashtab.serving.table_bundle import TableBundle
 from hashtab.serving.table_manifest import TableManifest
 
-ROW, PREDICTION, PROBABILITY = "row", "prediction", "probability"
+ROW, PREDICTION, PROBABILITY, QUANTILE = "row", "prediction", "probability", "quantile"
 _WHAT = "rows"
 
 
@@ -51,7 +51,7 @@ class RowFiles:
                 if name not in there:
                     hint = did_you_mean(name, there)
                     raise RequestError(f"{paths[0]} has no column {name!r}, {why}{hint}")
-        made = {ROW, PREDICTION, *_probability_names(manifest)}
+        made = {ROW, PREDICTION, *_output_names(manifest)}
         if made & set(keep):
             raise RequestError(f"--keep {sorted(made & set(keep))}: the scores have these columns")
         ignored = tuple(name for name in there if name not in {*read, *keep})
@@ -125,18 +125,19 @@ class TableScoring(Job):
         outputs = bundle.raw(rows)
         numbers = pl.int_range(first, first + len(rows), dtype=pl.Int64, eager=True).alias(ROW)
         kept = [rows[_kept(name)].alias(name) for name in self.keep]
-        if not bundle.manifest.classes:
-            return pl.DataFrame([numbers, *kept, pl.Series(PREDICTION, outputs)])
-        probabilities = [
-            pl.Series(name, outputs[:, i])
-            for i, name in enumerate(_probability_names(bundle.manifest))
-        ]
-        labels = pl.Series(PREDICTION, bundle.labels).gather(outputs.argmax(1))
-        return pl.DataFrame([numbers, *kept, labels, *probabilities])
+        names = _output_names(bundle.manifest)
+        columns = outputs.reshape(len(rows), len(names)).T
+        each = [pl.Series(name, column) for name, column in zip(names, columns, strict=True)]
+        if bundle.manifest.classes:
+            each.insert(0, pl.Series(PREDICTION, bundle.labels).gather(outputs.argmax(1)))
+        return pl.DataFrame([numbers, *kept, *each])
 
 
-def _probability_names(manifest: TableManifest) -> list[str]:
-    return [f"{PROBABILITY}_{label}" for label in manifest.classes]
+def _output_names(manifest: TableManifest) -> list[str]:
+    """Return what the outputs of the graph are called."""
+    if manifest.classes:
+        return [f"{PROBABILITY}_{label}" for label in manifest.classes]
+    return [f"{QUANTILE}_{share}" for share in manifest.quantiles] or [PREDICTION]
 
 
 @lru_cache(maxsize=2)

@@ -25,6 +25,8 @@ def fit(settings: TableTrainSettings, data: TableData, *, verbose: int = 0) -> E
     Where rows are in time order it validates on the latest of them, else as it chooses itself.
     """
     estimator = make_estimator(settings, data.task, data.categorical, verbose=verbose)
+    if data.quantiles:
+        estimator.set_params(quantiles=list(data.quantiles))
     if not data.ordered:
         return estimator.fit(data.train.frame, data.train.target)
     early, late = latest(data.train)
@@ -46,7 +48,7 @@ def make_estimator(
 
 
 def predictions(estimator: Estimator, table: LabelledTable) -> NDArray[Any]:
-    """Return probabilities `[N, K]` or values `[N]`."""
+    """Return probabilities `[N, K]`, values `[N]`, or several quantiles `[N, Q]`."""
     classifies = hasattr(estimator, "classes_")
     predict = estimator.predict_proba if classifies else estimator.predict
     return np.asarray(predict(table.frame))
@@ -63,7 +65,7 @@ def train_run(run: TableRun, data: TableData) -> None:
     seconds = time.perf_counter() - begun
     classes = getattr(estimator, "classes_", None)
     predicted = predictions(estimator, data.test)
-    found = {"test": metrics(data.test.target, predicted, classes)}
+    found = {"test": metrics(data.test.target, predicted, classes, data.quantiles)}
     for folder in (run.model, run.bundle):  # of a training that was stopped
         shutil.rmtree(folder, ignore_errors=True)
     run.model.mkdir(parents=True)

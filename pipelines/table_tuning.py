@@ -166,7 +166,8 @@ class TrialResult:
     """What a trial came to.
 
     Args:
-        loss: mean over the validation rows, log loss or squared error; None where it failed.
+        loss: mean over the validation rows, log loss, squared error or pinball loss; None where it
+            failed.
         metrics: of the validation rows.
         epochs: of the training.
         seconds: of the training.
@@ -329,9 +330,10 @@ def _tried(settings: TableTrainSettings) -> TrialResult:
         estimator = fit(settings, inner)
         predicted = predictions(estimator, held_out)
         classes = getattr(estimator, "classes_", None)
+        found = (held_out.target, predicted, classes, inner.quantiles)
         return TrialResult(
-            loss=_finite(float(losses(held_out.target, predicted, classes).mean())),
-            metrics=metrics(held_out.target, predicted, classes),
+            loss=_finite(float(losses(*found).mean())),
+            metrics=metrics(*found),
             epochs=estimator.n_iter_,
             seconds=time.perf_counter() - begun,
         )

@@ -125,6 +125,8 @@ class TableBundle:
     def predict(self, rows: Rows) -> NDArray[Any]:
         """Return the likeliest label of each row, or its predicted value, `[N]`.
 
+        Several quantiles give `[N, Q]`.
+
         Raises:
             RequestError: as of `raw`.
         """

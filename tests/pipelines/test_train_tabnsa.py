@@ -10,13 +10,16 @@ import mlflow
 import numpy as np
 import polars as pl
 import pytest
+from sklearn.metrics import mean_pinball_loss
 
 from hashtab.features.errors import DataError
 from hashtab.models.tabular import TabNSAClassifier, TabNSARegressor
 from hashtab.models.tabular.settings import NetworkSettings, TrainingSettings
 from hashtab.pipelines import train_tabnsa
 from hashtab.pipelines.command_line import SettingsError, flatten
+from hashtab.pipelines.judging import judge_tables
 from hashtab.pipelines.registry import CHALLENGER, Registry
+from hashtab.pipelines.score_table import ScoreTableSettings, score
 from hashtab.pipelines.table_data import TableSettings, labelled, load
 from hashtab.pipelines.table_metrics import losses, metrics
 from hashtab.pipelines.table_runs import TableRun, TableTrainSettings
@@ -124,6 +127,56 @@ def test_the_rows_held_out_are_not_taken_for_unseen_by_the_champion(run: TableRu
     assert "labelled rows that neither has learnt from" in said
     (command,) = re.findall(r"promote\.py .*", said)
     assert str(run.held_out) not in command
+
+
+@pytest.mark.parametrize("quantiles", [(0.1, 0.5, 0.9), (0.8,)])
+def test_quantiles_come_from_the_command_to_the_scores(
+    quantiles: tuple[float, ...],
+    customers_file: Path,
+    database: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where a database keeps its artifacts
+    table = ["--data.file", str(customers_file), "--data.target", "spent"]
+    small = ["--training.max_epochs", "8", "--training.folds", "2", "--tracking_uri", database]
+    asked = ["--data.quantiles", str(list(quantiles)), "--data.drop", "[id,churned]"]
+    assert train_tabnsa.main([*table, *small, *asked, "--run_name", "spent"]) == 0
+    said = capsys.readouterr().out
+    assert "pinball loss" in said
+    run = tmp_path / "runs" / "spent"
+    result = json.loads((run / "result.json").read_text())["metrics"]["test"]
+    bundle, held_out = TableBundle.open(run / "bundle"), pl.read_parquet(run / "test.parquet")
+    predicted, true = bundle.predict(held_out), held_out["spent"].to_numpy()
+    assert bundle.manifest.quantiles == quantiles
+    each = predicted.reshape(len(true), len(quantiles)).T
+    pinball = [mean_pinball_loss(true, p, alpha=q) for p, q in zip(each, quantiles, strict=True)]
+    assert result["pinball_loss"] == pytest.approx(np.mean(pinball), rel=1e-4)
+    if len(quantiles) > 1:
+        inside = (predicted[:, 0] <= true) & (true <= predicted[:, -1])
+        assert result["coverage"] == inside.mean()
+        assert (np.diff(predicted) >= 0).all()
+    else:
+        assert set(result) == {"pinball_loss"}
+    rows = str(run / "test.parquet")
+    score(ScoreTableSettings(bundle=str(run / "bundle"), rows=rows, output="scores"))
+    scores = pl.read_parquet("scores/part-*.parquet")
+    assert scores.columns == ["row", *(f"quantile_{q}" for q in quantiles)]
+    np.testing.assert_array_equal(scores.drop("row").to_numpy().T, each)
+    verdict = judge_tables(dict.fromkeys(("before", "after"), run / "bundle"), rows, 10, 0.95)
+    assert verdict.comparison.gain.startswith("pinball loss")
+
+
+def test_quantiles_that_cannot_be_predicted_are_named(tmp_path: Path) -> None:
+    for wrong in ((0.5, 0.1), (0.0, 0.5), (0.5, 1.0), (0.5, 0.5)):
+        with pytest.raises(SettingsError, match="quantiles must ascend between 0 and 1"):
+            TableSettings(quantiles=wrong)
+    frame().write_csv(tmp_path / "t.csv")
+    settings = TableSettings(file=str(tmp_path / "t.csv"), target="y", quantiles=(0.5,))
+    with pytest.raises(DataError, match=r"'y' of .* is taken for classes: give --data\.task"):
+        load(settings, 0)
+    assert load(replace(settings, task="regression"), 0).quantiles == (0.5,)
 
 
 def test_settings_are_those_of_the_estimators() -> None:

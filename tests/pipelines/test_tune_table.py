@@ -63,6 +63,15 @@ def test_a_tuning_ends_in_the_settings_of_its_best_trial(
     assert sorted(r.data.metrics["best/validation/loss"] for r in trials) == pytest.approx(losses)
 
 
+def test_trials_of_quantiles_are_compared_by_pinball_loss(settings: TableTuneSettings) -> None:
+    data = replace(settings.data, target="spent", drop=("id", "churned"), quantiles=(0.1, 0.9))
+    tuning = tune_table(replace(settings, data=data, trials=2))
+    for trial in tuning.ranking:
+        assert trial.result.loss == pytest.approx(trial.result.metrics["pinball_loss"])
+    best = yaml.safe_load(tuning.best_settings.read_text())
+    assert best["data"]["quantiles"] == [0.1, 0.9]
+
+
 def test_a_trial_that_fails_ends_no_other_and_is_tried_again(
     settings: TableTuneSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
