@@ -14,7 +14,7 @@ from hashtab.pipelines.table_bundles import ESTIMATORS, export_table, save_estim
 from hashtab.pipelines.table_data import LabelledTable, TableData, Task, latest
 from hashtab.pipelines.table_graph import Estimator
 from hashtab.pipelines.table_metrics import importances, metrics
-from hashtab.pipelines.table_plots import plot_table_run
+from hashtab.pipelines.table_plots import explanations, plot_table_run
 from hashtab.pipelines.table_runs import TableResult, TableRun, TableTrainSettings
 from hashtab.serving.table_bundle import TableBundle
 
@@ -60,8 +60,8 @@ def train_run(run: TableRun, data: TableData) -> None:
     Raises:
         BundleError: if torch and onnxruntime disagree.
     """
-    begun = time.perf_counter()
-    estimator = fit(run.settings, data, verbose=int(sys.stderr.isatty()))
+    begun, settings = time.perf_counter(), run.settings
+    estimator = fit(settings, data, verbose=int(sys.stderr.isatty()))
     seconds = time.perf_counter() - begun
     classes = getattr(estimator, "classes_", None)
     predicted = predictions(estimator, data.test)
@@ -69,19 +69,21 @@ def train_run(run: TableRun, data: TableData) -> None:
     for folder in (run.model, run.bundle):  # of a training that was stopped
         shutil.rmtree(folder, ignore_errors=True)
     run.model.mkdir(parents=True)
-    save_estimator(run.model, estimator, data, str(run.settings.data.target))
+    save_estimator(run.model, estimator, data, str(settings.data.target))
     export_table(run.model, run.bundle, found)
     write_held_out(run, data)
     result = TableResult(
         name=run.name,
         metrics=found,
         curves=curves(getattr(estimator, "history_", ())),
-        importances=importances(TableBundle.open(run.bundle), data.test, run.settings.seed),
+        importances=importances(TableBundle.open(run.bundle), data.test, settings.seed),
         rows={"train": len(data.train), "test": len(data.test)},
         columns=len(data.columns),
         seconds=seconds,
     )
     plot_table_run(result, data.test.target, predicted, classes, run.plots)
+    if settings.network.columns == "own":  # tokens that columns share cannot be explained by them
+        explanations(estimator, data.test.frame, result, run.plots / "explanations.png")
     run.finish(result)
 
 

@@ -22,10 +22,11 @@ from hashtab.pipelines.registry import CHALLENGER, Registry
 from hashtab.pipelines.score_table import ScoreTableSettings, score
 from hashtab.pipelines.table_data import TableSettings, labelled, load
 from hashtab.pipelines.table_metrics import losses, metrics
+from hashtab.pipelines.table_plots import contributions
 from hashtab.pipelines.table_runs import TableRun, TableTrainSettings
 from hashtab.pipelines.train_tabnsa import train
 from hashtab.serving.table_bundle import TableBundle
-from tests.pipelines.tables import settings_of
+from tests.pipelines.tables import SMALL_NETWORK, customers, settings_of
 
 # MLflow and what it imports deprecate each other's names, which is none of our doing.
 pytestmark = pytest.mark.filterwarnings(
@@ -66,8 +67,20 @@ def test_a_training_ends_in_a_bundle_that_predicts_as_it_was_tested(run: TableRu
     }
     assert result.rows == {"train": 96, "test": 24}
     assert set(result.importances) == {column.name for column in bundle.manifest.columns}
-    for name in ("calibration", "confusion", "importances", "learning_curves"):
+    for name in ("calibration", "confusion", "explanations", "importances", "learning_curves"):
         assert (run.plots / f"{name}.png").stat().st_size > 5000
+
+
+def test_explanations_of_two_classes_speak_for_the_second() -> None:
+    frame = customers(300)
+    rows = frame.select("age", "city", "member")
+    estimator = TabNSAClassifier(**vars(SMALL_NETWORK), folds=1, max_epochs=30, random_state=0)
+    estimator.fit(rows, frame["churned"])
+    shares, towards = contributions(estimator, rows)
+    assert towards == "yes"
+    likely = estimator.predict_proba(rows)[:, 1]
+    assert 0 < (likely > 0.5).sum() < len(likely)
+    assert np.corrcoef(shares.sum_horizontal(), likely)[0, 1] > 0.9
 
 
 def test_mlflow_knows_the_run(run: TableRun, database: str) -> None:
