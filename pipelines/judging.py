@@ -20,6 +20,7 @@ from hashtab.pipelines.table_files import find_files, hashes
 from hashtab.pipelines.table_metrics import losses, metrics
 from hashtab.serving.bundle import Bundle
 from hashtab.serving.table_bundle import TableBundle
+from hashtab.serving.table_manifest import TableManifest
 
 SPLIT = "validation"
 
@@ -85,7 +86,8 @@ def judge_tables(folders: Folders, data: str, resamples: int, confidence: float)
         BundleError: if a bundle cannot be used.
     """
     bundles = {name: TableBundle.open(folder) for name, folder in folders.items()}
-    asked = [(b.manifest.task, b.manifest.target, b.manifest.classes) for b in bundles.values()]
+    manifests = [bundle.manifest for bundle in bundles.values()]
+    asked = [(m.task, m.target, m.classes or m.quantiles) for m in manifests]
     if asked[0] != asked[1]:
         raise SettingsError(
             f"the champion predicts {asked[0]}, the challenger {asked[1]}: they cannot be "
@@ -99,17 +101,22 @@ def judge_tables(folders: Folders, data: str, resamples: int, confidence: float)
         classes = bundle.labels if manifest.classes else None
         _check_target(rows, classes, data)
         predicted = bundle.raw(rows.frame)
-        found[name] = metrics(rows.target, predicted, classes)
-        each.append(losses(rows.target, predicted, classes))
-    loss = "log loss" if asked[0][2] else "squared error"
+        found[name] = metrics(rows.target, predicted, classes, manifest.quantiles)
+        each.append(losses(rows.target, predicted, classes, manifest.quantiles))
     files = hashes(find_files(data, "table"))
     return Verdict(
-        comparison=compare_losses(each[0], each[1], loss, resamples, confidence),
+        comparison=compare_losses(each[0], each[1], _loss(manifests[0]), resamples, confidence),
         table=metrics_table(found, data),
         split="all",
         data_digest=hashlib.sha256("".join(file.sha256 for file in files).encode()).hexdigest(),
         tag="loss_difference",
     )
+
+
+def _loss(manifest: TableManifest) -> str:
+    if manifest.classes:
+        return "log loss"
+    return "pinball loss" if manifest.quantiles else "squared error"
 
 
 def _check_target(rows: LabelledTable, classes: NDArray[Any] | None, data: str) -> None:

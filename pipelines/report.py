@@ -18,6 +18,8 @@ _TABLE_TITLES = {
     "rmse": "RMSE",
     "mae": "MAE",
     "r2": "R2",
+    "pinball_loss": "pinball loss",
+    "coverage": "coverage",
 }
 
 

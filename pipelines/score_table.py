@@ -36,7 +36,8 @@ class ScoreTableSettings:
         bundle: folder of a bundle, or models:/<name>@champion in the registry.
         rows: CSV or Parquet file, folder of such, or glob, with the columns that the model reads.
         output: folder of the scores.
-        keep: columns passed through, such as an identifier; the row's number is always there.
+        keep: columns passed through, such as an identifier; the row's number is always there. What
+            a CSV calls missing, such as NA, is null.
         rows_per_part: of the output.
         workers: Ray tasks at a time, one core each; 0 scores in this process.
         address: of a Ray cluster, for example auto.

@@ -14,7 +14,7 @@ from hashtab.features.storage import write_text
 from hashtab.models.tabular import TabNSAClassifier, TabNSARegressor
 from hashtab.pipelines.bundle_folders import bundle_at, digest_of, versions
 from hashtab.pipelines.command_line import SettingsError
-from hashtab.pipelines.table_data import TableData, Task
+from hashtab.pipelines.table_data import TableData, Task, spread
 from hashtab.pipelines.table_graph import Estimator, table_graph
 from hashtab.pipelines.table_parity import check_parity
 from hashtab.serving.errors import BundleError
@@ -39,6 +39,7 @@ class Meaning:
         task: what it predicts.
         target: name of the column that it predicts.
         labels: what the target held.
+        quantiles: of the target that it predicts; none for its mean, or classes.
         columns: that it reads.
         data_digest: of what it was trained on.
     """
@@ -46,6 +47,7 @@ class Meaning:
     task: Task
     target: str
     labels: Values
+    quantiles: tuple[float, ...] = ()
     columns: tuple[Column, ...]
     data_digest: str
 
@@ -69,11 +71,13 @@ class Meaning:
 def save_estimator(folder: Path, estimator: Estimator, data: TableData, target: str) -> None:
     """Write a fitted estimator, what it means, and rows to check an export with."""
     estimator.save(folder / ESTIMATOR)
-    data.test.frame.head(_SAMPLE_ROWS).write_parquet(folder / SAMPLE)
+    test = data.test.frame  # maybe sorted: its first rows may be all alike
+    test[spread(len(test), min(len(test), _SAMPLE_ROWS))].write_parquet(folder / SAMPLE)
     meaning = Meaning(
         task=data.task,
         target=target,
         labels=data.labels,
+        quantiles=data.quantiles,
         columns=data.columns,
         data_digest=data.digest,
     )
@@ -139,6 +143,7 @@ def _build(
         columns=meaning.columns,
         classes=classes,
         labels=meaning.labels,
+        quantiles=meaning.quantiles,
         parity=TableParity(rows=0, largest_difference=0.0),
     )
     _check_columns(estimator, meaning.columns)

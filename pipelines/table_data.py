@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from hashtab.features.errors import DataError
 from hashtab.features.plain import did_you_mean
 from hashtab.pipelines.command_line import SettingsError
-from hashtab.pipelines.table_files import find_files, hashes, one_line, scan
+from hashtab.pipelines.table_files import NULLS, find_files, hashes, one_line, scan
 from hashtab.serving.errors import RequestError
 from hashtab.serving.table_manifest import Column, Values
 
@@ -22,6 +22,7 @@ Rows = NDArray[np.int64]
 
 _MOST_CLASSES = 20  # that whole numbers in the target may be taken for
 _FEWEST_ROWS = 10
+_LATEST = 0.2  # share of rows in time order that a training validates on
 _WHAT = "table"
 
 
@@ -29,11 +30,14 @@ _WHAT = "table"
 class TableSettings:
     """Where a labelled table lies, and how it is read and split.
 
+    In CSV a value is missing where it is empty, NA, N/A, n/a, #N/A, NaN, nan, null, NULL or ?.
+
     Args:
         file: CSV or Parquet file, folder of such, or glob.
         target: column to predict.
         task: classification for text, truth values and few whole numbers, else regression; auto
             chooses so.
+        quantiles: of a number to predict, ascending, in place of its mean.
         drop: columns to leave out, such as row numbers and what is known only afterwards.
         categorical: columns of numbers that are categories.
         test: labelled table to test on, in place of a part of `file`.
@@ -45,6 +49,7 @@ class TableSettings:
     file: str | None = None
     target: str | None = None
     task: Literal["auto", "classification", "regression"] = "auto"
+    quantiles: tuple[float, ...] = ()
     drop: tuple[str, ...] = ()
     categorical: tuple[str, ...] = ()
     test: str | None = None
@@ -54,6 +59,11 @@ class TableSettings:
     def __post_init__(self) -> None:
         if not 0 < self.test_fraction < 1:
             raise SettingsError(f"data.test_fraction must be in (0, 1), got {self.test_fraction}")
+        ends = (0.0, *self.quantiles, 1.0)
+        if any(low >= high for low, high in pairwise(ends)):
+            raise SettingsError(
+                f"data.quantiles must ascend between 0 and 1, got {list(self.quantiles)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -84,22 +94,33 @@ class TableData:
         train: rows to learn from, in time order where a time column is named.
         test: rows held out.
         task: what is predicted.
+        quantiles: of the target that are predicted; none for its mean.
         labels: what the target holds.
         columns: of the features, as they are served.
         categorical: columns of numbers that are categories.
         ordered: whether the rows are in time order.
         digest: of the files and of how they were read and split.
+
+    Raises:
+        DataError: if the latest rows to learn from, on which a training validates where rows are in
+            time order, have a class of their own.
     """
 
     train: LabelledTable
     test: LabelledTable
     task: Task
+    quantiles: tuple[float, ...] = ()
     labels: Values
     columns: tuple[Column, ...]
     categorical: tuple[str, ...]
     ordered: bool
     digest: str
     said: tuple[str, ...] = field(default=(), compare=False)
+
+    def __post_init__(self) -> None:
+        if self.ordered:
+            where = "the latest rows to learn from, which a training validates on"
+            check_classes(*latest(self.train), self.task, where)
 
 
 def load(settings: TableSettings, seed: int) -> TableData:
@@ -127,16 +148,19 @@ def _load(settings: TableSettings, file: str, target: str, seed: int) -> TableDa
     rows, said = _labelled(read_table(file, {}), target, file)
     _check_named(settings, rows.columns, file)
     task = settings.task if settings.task != "auto" else _task_of(rows[target])
+    if settings.quantiles and task == "classification":
+        raise DataError(
+            f"--data.quantiles are of numbers, and the target {target!r} of {file} is taken for "
+            "classes: give --data.task regression, or leave the quantiles out"
+        )
     order = _by_time(rows, settings.time, file) if settings.time else None
     y, labels = _target(rows[target], task)
     features = _features(rows, settings, file)
     whole = LabelledTable(features, y)
     columns = served_columns(features, settings.categorical)
-    files = [*find_files(file, _WHAT)]
     if settings.test is None:
         train, test = _split(whole, task, order, settings.test_fraction, seed)
     else:
-        files += find_files(settings.test, _WHAT)
         train = whole if order is None else whole.take(order[0])
         test, more = labelled(settings.test, columns, target, task)
         said += more
@@ -145,11 +169,12 @@ def _load(settings: TableSettings, file: str, target: str, seed: int) -> TableDa
         train=train,
         test=test,
         task=task,
+        quantiles=settings.quantiles,
         labels=labels,
         columns=columns,
         categorical=settings.categorical,
         ordered=order is not None,
-        digest=_digest(files, settings, task, seed),
+        digest=_digest(settings, file, task, seed),
         said=tuple(said),
     )
 
@@ -193,7 +218,7 @@ def as_served(column: Column, dtype: pl.DataType) -> pl.Expr:
 
 
 def read_table(pattern: str, types: Mapping[str, type[pl.DataType]]) -> pl.DataFrame:
-    """Read CSV or Parquet files into memory.
+    """Read CSV or Parquet files into memory; what a CSV calls missing is null.
 
     Args:
         pattern: that names them.
@@ -204,7 +229,7 @@ def read_table(pattern: str, types: Mapping[str, type[pl.DataType]]) -> pl.DataF
     """
     paths = find_files(pattern, _WHAT)
     try:
-        return scan(paths, types, _WHAT).collect()
+        return scan(paths, types, _WHAT, NULLS).collect()
     except pl.exceptions.PolarsError as error:
         raise RequestError(f"{_WHAT} {paths[0]} cannot be read: {one_line(error)}") from error
 
@@ -310,8 +335,12 @@ def _by_time(rows: pl.DataFrame, time: str, file: str) -> tuple[Rows, NDArray[An
         raise DataError(
             f"{file}: --data.time {time!r} must hold times or numbers, got {times.dtype}"
         )
-    if times.null_count():
-        raise DataError(f"{file}: {times.null_count():,} rows have no {time!r} to order them by")
+    missing = (times.fill_nan(None) if times.dtype.is_float() else times).null_count()
+    if missing:
+        raise DataError(
+            f"{file}: {missing:,} rows have no {time!r}, which --data.time orders them by: give "
+            "them a time, or leave them out of the file"
+        )
     values = times.to_physical().to_numpy()
     order = np.argsort(values, kind="stable")
     return order, values[order]
@@ -345,6 +374,39 @@ def held_out_rows(
     return mask
 
 
+def latest(table: LabelledTable) -> tuple[LabelledTable, LabelledTable]:
+    """Cut a table in time order in two, the latest rows apart."""
+    first = max(1, round(len(table) * (1 - _LATEST)))
+    rows = np.arange(len(table))
+    return table.take(rows[:first]), table.take(rows[first:])
+
+
+def spread(rows: int, count: int) -> Rows:
+    """Return the numbers of `count` rows, evenly spaced over all; some twice if there are fewer."""
+    return np.linspace(0, rows - 1, count).round().astype(np.int64)
+
+
+def check_classes(learnt: LabelledTable, others: LabelledTable, task: Task, where: str) -> None:
+    """Refuse classes that a model would meet without having learnt them.
+
+    Args:
+        learnt: rows that it learns from.
+        others: rows that it is held against.
+        task: of the table.
+        where: the others are, in words.
+
+    Raises:
+        DataError: naming the classes.
+    """
+    unknown = sorted(set(others.target.tolist()) - set(learnt.target.tolist()))
+    if task == "classification" and unknown:
+        raise DataError(
+            f"classes {unknown[:5]} of the target come only in {where}: leave their rows out, give "
+            "more rows, or leave --data.time and --data.test out, so that rows of each class are "
+            "held out alike"
+        )
+
+
 def _check(train: LabelledTable, test: LabelledTable, task: Task, target: str, file: str) -> None:
     values = np.unique(train.target)
     if task == "classification" and len(train) > 1 and len(values) > len(train) / 2:
@@ -362,17 +424,19 @@ def _check(train: LabelledTable, test: LabelledTable, task: Task, target: str, f
             f"the target {target!r} of {file} is {values[0]} in all {len(train):,} rows to learn "
             "from: there is nothing to predict; check --data.target"
         )
-    unknown = sorted(set(test.target.tolist()) - set(values.tolist()))
-    if task == "classification" and unknown:
-        raise DataError(
-            f"classes {unknown[:5]} of the target {target!r} come only in the rows to test on: "
-            "give a --data.test without them, or more rows"
-        )
+    check_classes(train, test, task, "the rows to test on")
 
 
-def _digest(files: Sequence[Path], settings: TableSettings, task: Task, seed: int) -> str:
+def _digest(settings: TableSettings, file: str, task: Task, seed: int) -> str:
     """Digest the content of the files and all that decides what is made of it."""
-    parts = [file.sha256 for file in hashes(files)]
-    how = (settings.target, task, sorted(settings.drop), sorted(settings.categorical))
+    patterns = [pattern for pattern in (file, settings.test) if pattern is not None]
+    parts = [[part.sha256 for part in hashes(find_files(p, _WHAT))] for p in patterns]
+    how = (
+        settings.target,
+        task,
+        settings.quantiles,
+        sorted(settings.drop),
+        sorted(settings.categorical),
+    )
     split = (settings.test is None, settings.test_fraction, settings.time, seed)
     return hashlib.sha256(repr((parts, how, split)).encode()).hexdigest()

@@ -8,6 +8,9 @@ import polars as pl
 from hashtab.features.sources import SourceFile, sha256
 from hashtab.serving.errors import RequestError
 
+NULLS = ("", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "null", "NULL", "?")
+"""What a value that is missing from a table is called in CSV; "None" and "-" may be categories."""
+
 _PARQUET, _CSV = (".parquet", ".pq"), (".csv", ".csv.gz")
 
 
@@ -49,13 +52,19 @@ def _form(path: Path) -> str | None:
     return "csv" if name.endswith(_CSV) else None
 
 
-def scan(paths: Sequence[Path], types: Mapping[str, type[pl.DataType]], what: str) -> pl.LazyFrame:
+def scan(
+    paths: Sequence[Path],
+    types: Mapping[str, type[pl.DataType]],
+    what: str,
+    nulls: Sequence[str] = (),
+) -> pl.LazyFrame:
     """Scan files of one form.
 
     Args:
         paths: of the files, at least one.
         types: that columns of a CSV are read as; others are read as the whole file looks.
         what: they hold, for errors.
+        nulls: what a CSV calls a missing value; a field that is empty and not quoted is one anyway.
 
     Raises:
         RequestError: if the first of them cannot be read.
@@ -67,6 +76,7 @@ def scan(paths: Sequence[Path], types: Mapping[str, type[pl.DataType]], what: st
                 try_parse_dates=True,
                 infer_schema_length=None,  # a file must not be read otherwise for its first rows
                 schema_overrides=dict(types),
+                null_values=list(nulls) or None,
                 glob=False,
             )
         else:

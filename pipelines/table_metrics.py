@@ -1,5 +1,6 @@
 """How well a table is predicted: metrics, losses row by row, and what each column is worth."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,15 +24,28 @@ _REPEATS, _MOST_ROWS, _MOST_CELLS = 3, 1000, 100_000
 Labels = NDArray[Any]
 
 
-def metrics(target: Labels, predicted: NDArray[Any], classes: Labels | None) -> dict[str, float]:
+def metrics(
+    target: Labels,
+    predicted: NDArray[Any],
+    classes: Labels | None,
+    quantiles: Sequence[float] = (),
+) -> dict[str, float]:
     """Return all metrics by name; those that are undefined are left out.
 
     Args:
         target: `[N]`, labels or numbers.
-        predicted: probabilities `[N, K]` in the order of the classes, or values `[N]`.
+        predicted: probabilities `[N, K]` in the order of the classes, values `[N]`, or quantiles
+            `[N, Q]`, `[N]` for one of them.
         classes: `[K]`; None of a regression.
+        quantiles: `[Q]`; none where means are predicted. `coverage` is the share of rows between
+            the outer two.
     """
-    if classes is None:
+    if quantiles:
+        found = {"pinball_loss": losses(target, predicted, None, quantiles).mean()}
+        if len(quantiles) > 1:
+            inside = (predicted[:, 0] <= target) & (target <= predicted[:, -1])
+            found["coverage"] = inside.mean()
+    elif classes is None:
         found = {
             "rmse": root_mean_squared_error(target, predicted),
             "mae": mean_absolute_error(target, predicted),
@@ -67,8 +81,22 @@ def _proper(predicted: NDArray[Any]) -> NDArray[np.float64]:
     return proper
 
 
-def losses(target: Labels, predicted: NDArray[Any], classes: Labels | None) -> NDArray[np.float64]:
-    """Return the loss of each row `[N]`: log loss, or the squared error."""
+def losses(
+    target: Labels,
+    predicted: NDArray[Any],
+    classes: Labels | None,
+    quantiles: Sequence[float] = (),
+) -> NDArray[np.float64]:
+    """Return the loss of each row `[N]`: log loss, squared error, or the quantiles' mean pinball.
+
+    Args as of `metrics`.
+    """
+    if quantiles:
+        error = target[:, None] - predicted.reshape(len(target), len(quantiles)).astype(np.float64)
+        pinball: NDArray[np.float64] = np.maximum(
+            np.multiply(quantiles, error), np.subtract(quantiles, 1) * error
+        ).mean(1)
+        return pinball
     if classes is None:
         squared: NDArray[np.float64] = (target - predicted.astype(np.float64)) ** 2
         return squared
@@ -92,13 +120,14 @@ def importances(bundle: TableBundle, table: LabelledTable, seed: int) -> dict[st
     most = min(_MOST_ROWS, max(100, _MOST_CELLS // len(bundle.manifest.columns)))
     table = table.take(np.sort(random.permutation(len(table))[:most]))
     classes = bundle.labels if bundle.manifest.classes else None
-    usual = losses(table.target, bundle.raw(table.frame), classes).mean()
+    quantiles = bundle.manifest.quantiles
+    usual = losses(table.target, bundle.raw(table.frame), classes, quantiles).mean()
     found = {}
     for name in table.frame.columns:
         grown = []
         for _ in range(_REPEATS):
             shuffled = table.frame[name].gather(random.permutation(len(table)))
             predicted = bundle.raw(table.frame.with_columns(shuffled))
-            grown.append(losses(table.target, predicted, classes).mean() - usual)
+            grown.append(losses(table.target, predicted, classes, quantiles).mean() - usual)
         found[name] = float(np.mean(grown))
     return dict(sorted(found.items(), key=lambda item: -item[1]))

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import polars as pl
 
+from hashtab.pipelines.table_data import spread
 from hashtab.pipelines.table_graph import Estimator, torch_outputs
 from hashtab.serving.errors import BundleError
 from hashtab.serving.table_bundle import TableBundle, largest_difference
@@ -58,7 +59,7 @@ def cases(sample: pl.DataFrame, columns: tuple[Column, ...]) -> Iterator[tuple[s
         values = _NUMBERS if column.numeric else (None, _UNSEEN)
         dtype = pl.Float64 if column.numeric else pl.String
         hard = pl.Series(column.name, values, dtype)
-        rows = sample[np.arange(len(values)) % len(sample)]
+        rows = sample[spread(len(sample), len(values))]
         yield f"{column.name!r} missing, infinite, huge or unseen", rows.with_columns(hard)
     nothing = [
         pl.lit(None, pl.Float64 if column.numeric else pl.String).alias(column.name)

@@ -11,12 +11,12 @@ from hashtab.features.plain import did_you_mean
 from hashtab.features.sources import SourceFile
 from hashtab.pipelines.outputs import Job, write_durably
 from hashtab.pipelines.table_data import as_served, csv_types
-from hashtab.pipelines.table_files import find_files, hashes, one_line, scan
+from hashtab.pipelines.table_files import NULLS, find_files, hashes, one_line, scan
 from hashtab.serving.errors import BundleError, RequestError
 from hashtab.serving.table_bundle import TableBundle
 from hashtab.serving.table_manifest import TableManifest
 
-ROW, PREDICTION, PROBABILITY = "row", "prediction", "probability"
+ROW, PREDICTION, PROBABILITY, QUANTILE = "row", "prediction", "probability", "quantile"
 _WHAT = "rows"
 
 
@@ -44,14 +44,14 @@ class RowFiles:
             RequestError: if there is none, or a file lacks a column.
         """
         paths = find_files(pattern, _WHAT)
-        there = scan(paths, csv_types(manifest.columns), _WHAT).collect_schema().names()
+        there = scan(paths, csv_types(manifest.columns), _WHAT, NULLS).collect_schema().names()
         read = [column.name for column in manifest.columns]
         for names, why in ((read, "which the model reads"), (keep, "which --keep names")):
             for name in names:
                 if name not in there:
                     hint = did_you_mean(name, there)
                     raise RequestError(f"{paths[0]} has no column {name!r}, {why}{hint}")
-        made = {ROW, PREDICTION, *_probability_names(manifest)}
+        made = {ROW, PREDICTION, *_output_names(manifest)}
         if made & set(keep):
             raise RequestError(f"--keep {sorted(made & set(keep))}: the scores have these columns")
         ignored = tuple(name for name in there if name not in {*read, *keep})
@@ -72,7 +72,7 @@ class RowFiles:
         Raises:
             RequestError: if a file cannot be read to its end.
         """
-        frame = scan(self.paths, csv_types(self.manifest.columns), _WHAT)
+        frame = scan(self.paths, csv_types(self.manifest.columns), _WHAT, NULLS)
         schema = frame.collect_schema()
         read = [as_served(c, schema[c.name]).alias(c.name) for c in self.manifest.columns]
         frame = frame.select(*read, *(pl.col(name).alias(_kept(name)) for name in self.keep))
@@ -125,18 +125,19 @@ class TableScoring(Job):
         outputs = bundle.raw(rows)
         numbers = pl.int_range(first, first + len(rows), dtype=pl.Int64, eager=True).alias(ROW)
         kept = [rows[_kept(name)].alias(name) for name in self.keep]
-        if not bundle.manifest.classes:
-            return pl.DataFrame([numbers, *kept, pl.Series(PREDICTION, outputs)])
-        probabilities = [
-            pl.Series(name, outputs[:, i])
-            for i, name in enumerate(_probability_names(bundle.manifest))
-        ]
-        labels = pl.Series(PREDICTION, bundle.labels).gather(outputs.argmax(1))
-        return pl.DataFrame([numbers, *kept, labels, *probabilities])
+        names = _output_names(bundle.manifest)
+        columns = outputs.reshape(len(rows), len(names)).T
+        each = [pl.Series(name, column) for name, column in zip(names, columns, strict=True)]
+        if bundle.manifest.classes:
+            each.insert(0, pl.Series(PREDICTION, bundle.labels).gather(outputs.argmax(1)))
+        return pl.DataFrame([numbers, *kept, *each])
 
 
-def _probability_names(manifest: TableManifest) -> list[str]:
-    return [f"{PROBABILITY}_{label}" for label in manifest.classes]
+def _output_names(manifest: TableManifest) -> list[str]:
+    """Return what the outputs of the graph are called."""
+    if manifest.classes:
+        return [f"{PROBABILITY}_{label}" for label in manifest.classes]
+    return [f"{QUANTILE}_{share}" for share in manifest.quantiles] or [PREDICTION]
 
 
 @lru_cache(maxsize=2)

@@ -11,14 +11,12 @@ import polars as pl
 from numpy.typing import NDArray
 
 from hashtab.pipelines.table_bundles import ESTIMATORS, export_table, save_estimator
-from hashtab.pipelines.table_data import LabelledTable, TableData, Task
+from hashtab.pipelines.table_data import LabelledTable, TableData, Task, latest
 from hashtab.pipelines.table_graph import Estimator
 from hashtab.pipelines.table_metrics import importances, metrics
-from hashtab.pipelines.table_plots import plot_table_run
+from hashtab.pipelines.table_plots import explanations, plot_table_run
 from hashtab.pipelines.table_runs import TableResult, TableRun, TableTrainSettings
 from hashtab.serving.table_bundle import TableBundle
-
-_LATEST = 0.2  # share of rows in time order that a training validates on
 
 
 def fit(settings: TableTrainSettings, data: TableData, *, verbose: int = 0) -> Estimator:
@@ -27,6 +25,8 @@ def fit(settings: TableTrainSettings, data: TableData, *, verbose: int = 0) -> E
     Where rows are in time order it validates on the latest of them, else as it chooses itself.
     """
     estimator = make_estimator(settings, data.task, data.categorical, verbose=verbose)
+    if data.quantiles:
+        estimator.set_params(quantiles=list(data.quantiles))
     if not data.ordered:
         return estimator.fit(data.train.frame, data.train.target)
     early, late = latest(data.train)
@@ -47,15 +47,8 @@ def make_estimator(
     )
 
 
-def latest(table: LabelledTable) -> tuple[LabelledTable, LabelledTable]:
-    """Cut a table in time order in two, the latest rows apart."""
-    first = max(1, round(len(table) * (1 - _LATEST)))
-    rows = np.arange(len(table))
-    return table.take(rows[:first]), table.take(rows[first:])
-
-
 def predictions(estimator: Estimator, table: LabelledTable) -> NDArray[Any]:
-    """Return probabilities `[N, K]` or values `[N]`."""
+    """Return probabilities `[N, K]`, values `[N]`, or several quantiles `[N, Q]`."""
     classifies = hasattr(estimator, "classes_")
     predict = estimator.predict_proba if classifies else estimator.predict
     return np.asarray(predict(table.frame))
@@ -67,28 +60,30 @@ def train_run(run: TableRun, data: TableData) -> None:
     Raises:
         BundleError: if torch and onnxruntime disagree.
     """
-    begun = time.perf_counter()
-    estimator = fit(run.settings, data, verbose=int(sys.stderr.isatty()))
+    begun, settings = time.perf_counter(), run.settings
+    estimator = fit(settings, data, verbose=int(sys.stderr.isatty()))
     seconds = time.perf_counter() - begun
     classes = getattr(estimator, "classes_", None)
     predicted = predictions(estimator, data.test)
-    found = {"test": metrics(data.test.target, predicted, classes)}
+    found = {"test": metrics(data.test.target, predicted, classes, data.quantiles)}
     for folder in (run.model, run.bundle):  # of a training that was stopped
         shutil.rmtree(folder, ignore_errors=True)
     run.model.mkdir(parents=True)
-    save_estimator(run.model, estimator, data, str(run.settings.data.target))
+    save_estimator(run.model, estimator, data, str(settings.data.target))
     export_table(run.model, run.bundle, found)
     write_held_out(run, data)
     result = TableResult(
         name=run.name,
         metrics=found,
         curves=curves(getattr(estimator, "history_", ())),
-        importances=importances(TableBundle.open(run.bundle), data.test, run.settings.seed),
+        importances=importances(TableBundle.open(run.bundle), data.test, settings.seed),
         rows={"train": len(data.train), "test": len(data.test)},
         columns=len(data.columns),
         seconds=seconds,
     )
     plot_table_run(result, data.test.target, predicted, classes, run.plots)
+    if settings.network.columns == "own":  # tokens that columns share cannot be explained by them
+        explanations(estimator, data.test.frame, result, run.plots / "explanations.png")
     run.finish(result)
 
 

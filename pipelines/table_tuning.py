@@ -20,6 +20,7 @@ from hashtab.pipelines.table_data import (
     LabelledTable,
     TableData,
     TableSettings,
+    check_classes,
     held_out_rows,
     load,
 )
@@ -165,7 +166,8 @@ class TrialResult:
     """What a trial came to.
 
     Args:
-        loss: mean over the validation rows, log loss or squared error; None where it failed.
+        loss: mean over the validation rows, log loss, squared error or pinball loss; None where it
+            failed.
         metrics: of the validation rows.
         epochs: of the training.
         seconds: of the training.
@@ -328,9 +330,10 @@ def _tried(settings: TableTrainSettings) -> TrialResult:
         estimator = fit(settings, inner)
         predicted = predictions(estimator, held_out)
         classes = getattr(estimator, "classes_", None)
+        found = (held_out.target, predicted, classes, inner.quantiles)
         return TrialResult(
-            loss=_finite(float(losses(held_out.target, predicted, classes).mean())),
-            metrics=metrics(held_out.target, predicted, classes),
+            loss=_finite(float(losses(*found).mean())),
+            metrics=metrics(*found),
             epochs=estimator.n_iter_,
             seconds=time.perf_counter() - begun,
         )
@@ -350,14 +353,18 @@ def part(data: TableData, seed: int) -> tuple[TableData, LabelledTable]:
     """Hold rows out of those to learn from; the rows to test on are left alone.
 
     Where rows are in time order these are the latest ones.
+
+    Raises:
+        DataError: if they have a class that no trial would learn.
     """
     table = data.train
     if data.ordered:
         mask = np.arange(len(table)) >= round(len(table) * (1 - _VALIDATION))
     else:
         mask = held_out_rows(table.target, data.task, _VALIDATION, seed)
-    inner = replace(data, train=table.take(np.flatnonzero(~mask)))
-    return inner, table.take(np.flatnonzero(mask))
+    inner, held_out = table.take(np.flatnonzero(~mask)), table.take(np.flatnonzero(mask))
+    check_classes(inner, held_out, data.task, "the rows that trials are compared on")
+    return replace(data, train=inner), held_out
 
 
 def forget_failures(trials: list[TableTrial]) -> None:

@@ -97,8 +97,10 @@ def summary(run: TableRun) -> str:
     if settings.register is not None:
         command = f"{python_script('promote.py')} --name {settings.register}"
         next_ones += [
-            "  make it the champion, if it is better than the one there is:",
-            f"    {command} --data {held_out}{tracking_option(settings.tracking_uri)}",
+            "  make it the champion, if it is better on labelled rows that neither has learnt from",
+            "  (those held out here are such only where the champion held the same ones out, or is",
+            "  older than they are):",
+            f"    {command} --data labelled.csv{tracking_option(settings.tracking_uri)}",
         ]
     return "\n".join(
         [

@@ -22,6 +22,7 @@ from hashtab.pipelines.table_tuning import (
     TableTuning,
     Try,
     forget_failures,
+    part,
     tuning_identity,
 )
 from hashtab.pipelines.tracking import TrackedRun, Tracking
@@ -39,6 +40,7 @@ def tune(chosen: TableTuneSettings) -> TableTuning:
         TuningError: if all trials failed.
     """
     data = load(chosen.data, chosen.seed)
+    part(data, chosen.seed)  # what would fail every trial fails here
     tuning = TableTuning.find(chosen, data)
     tuning.check_resume()
     if tuning.published:

@@ -112,7 +112,8 @@ class TableBundle:
         """Return the probability of each class `[N, K]`, in the order of the manifest's classes.
 
         Args:
-            rows: mappings, a mapping of columns, a polars frame, or an array in column order.
+            rows: mappings, a mapping of columns, a frame of polars or pandas, or an array in column
+                order.
 
         Raises:
             RequestError: as of `raw`, or if the model predicts no classes.
@@ -123,6 +124,8 @@ class TableBundle:
 
     def predict(self, rows: Rows) -> NDArray[Any]:
         """Return the likeliest label of each row, or its predicted value, `[N]`.
+
+        Several quantiles give `[N, Q]`.
 
         Raises:
             RequestError: as of `raw`.

@@ -5,10 +5,9 @@ numbers without a point, and the empty text for what is missing.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
 from hashtab.features.plain import did_you_mean
@@ -17,15 +16,27 @@ from hashtab.serving.table_manifest import Column
 
 NUMERIC, CATEGORICAL = "numeric", "categorical"  # inputs of the graph
 
-Rows = Sequence[Mapping[str, Any]] | Mapping[str, Any] | pl.DataFrame | NDArray[Any]
+
+class Frame(Protocol):
+    """A frame of polars or pandas: pandas is not imported here."""
+
+    @property
+    def columns(self) -> Any:
+        """Names of the columns."""
+
+    def __getitem__(self, name: str, /) -> Any:
+        """Return a column."""
+
+
+Rows = Sequence[Mapping[str, Any]] | Mapping[str, Any] | Frame | NDArray[Any]
 
 
 def matrices(rows: Rows, columns: Sequence[Column]) -> dict[str, NDArray[Any]]:
     """Return the inputs of the graph by name: those of the two kinds that the model reads.
 
     Args:
-        rows: N rows: a sequence of mappings, a mapping of columns, a polars frame, or an array
-            `[N, F]` with the columns in their order.
+        rows: N rows: a sequence of mappings, a mapping of columns, a frame of polars or pandas, or
+            an array `[N, F]` with the columns in their order.
         columns: that the model reads.
 
     Returns:
@@ -56,9 +67,6 @@ def matrices(rows: Rows, columns: Sequence[Column]) -> dict[str, NDArray[Any]]:
 def _values(rows: Rows, columns: Sequence[Column]) -> list[tuple[Column, Any]]:
     """Return the values of each column, of whatever type they come in."""
     names = [column.name for column in columns]
-    if isinstance(rows, pl.DataFrame):
-        _check_columns(names, rows.columns)
-        return [(column, _of_polars(column, rows[column.name])) for column in columns]
     if isinstance(rows, Mapping):
         _check_columns(names, list(rows))
         return [(column, rows[column.name]) for column in columns]
@@ -66,6 +74,9 @@ def _values(rows: Rows, columns: Sequence[Column]) -> list[tuple[Column, Any]]:
         if rows.ndim != 2 or rows.shape[1] != len(names):
             raise RequestError(f"an array of rows must be [N, {len(names)}], got {rows.shape}")
         return [(column, rows[:, i]) for i, column in enumerate(columns)]
+    if not isinstance(rows, Sequence):
+        _check_columns(names, list(rows.columns))
+        return [(column, rows[column.name]) for column in columns]
     try:
         return [(column, [row[column.name] for row in rows]) for column in columns]
     except KeyError:
@@ -82,29 +93,24 @@ def _check_columns(wanted: Sequence[str], there: Sequence[str], where: str = "th
             )
 
 
-def _of_polars(column: Column, values: pl.Series) -> Any:
-    if not column.numeric:
-        return values.to_list()
-    number = values.dtype.is_numeric() or values.dtype in (pl.Boolean, pl.Null)
-    return values.cast(pl.Float64).to_numpy() if number else values.to_list()
-
-
 def numbers(name: str, values: Any) -> NDArray[np.float64]:
     """Return values as float64, NaN where one is missing.
 
     Args:
         name: of their column.
-        values: numbers, or None.
+        values: numbers, or None; a column of polars or pandas does as well.
 
     Raises:
         RequestError: if one is no number.
     """
-    if isinstance(values, np.ndarray) and values.dtype.kind in "fiub":
-        return values.astype(np.float64, copy=False)
+    array = values.to_numpy() if hasattr(values, "to_numpy") else values
+    if isinstance(array, np.ndarray) and array.dtype.kind in "fiub":
+        return array.astype(np.float64, copy=False)
+    listed = _listed(values)
     try:
-        return np.array([np.nan if value is None else value for value in values], np.float64)
+        return np.array([np.nan if _is_missing(value) else value for value in listed], np.float64)
     except (TypeError, ValueError) as error:
-        wrong = next((value for value in values if not _is_number(value)), None)
+        wrong = next((value for value in listed if not _is_number(value)), None)
         raise RequestError(
             f"column {name!r} must hold numbers, got {wrong!r}; leave a missing value empty"
         ) from error
@@ -112,7 +118,7 @@ def numbers(name: str, values: Any) -> NDArray[np.float64]:
 
 def _is_number(value: Any) -> bool:
     try:
-        float(np.nan if value is None else value)
+        float(np.nan if _is_missing(value) else value)
     except (TypeError, ValueError):
         return False
     return True
@@ -123,17 +129,28 @@ def texts(name: str, values: Any) -> list[str]:
 
     Args:
         name: of their column.
-        values: text, numbers, truth values, or None.
+        values: text, numbers, truth values, or None; a column of polars or pandas does as well.
 
     Raises:
         RequestError: if one is none of these.
     """
-    listed = values.tolist() if isinstance(values, np.ndarray) else values
-    return [value if type(value) is str else _text(name, value) for value in listed]
+    return [value if type(value) is str else _text(name, value) for value in _listed(values)]
+
+
+def _listed(values: Any) -> Any:
+    """Return Python's own values of an array, or of a frame's column."""
+    if isinstance(values, np.ndarray):
+        return values.tolist()
+    return values.to_list() if hasattr(values, "to_list") else values
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether a value is None, or what pandas has in its place."""
+    return value is None or type(value).__name__ in ("NAType", "NaTType")
 
 
 def _text(name: str, value: Any) -> str:
-    if value is None:
+    if _is_missing(value):
         return ""
     if isinstance(value, bool | np.bool_):
         return "true" if value else "false"
@@ -143,6 +160,8 @@ def _text(name: str, value: Any) -> str:
         return str(int(value)) if float(value).is_integer() else str(value)
     if isinstance(value, str | int | np.integer):
         return str(value)
+    if isinstance(value, bytes):
+        return value.decode()
     raise RequestError(
         f"column {name!r} must hold text, numbers or truth values, got {type(value).__name__}"
     )

@@ -53,6 +53,7 @@ class TableManifest(Manifest):
         columns: that the model reads, in their order.
         classes: labels as text, in the order of the probabilities; none for a regression.
         labels: what the labels were in training; `predict` gives them back so.
+        quantiles: of the target that are predicted; none for its mean, or classes.
         parity: of torch and onnxruntime.
     """
 
@@ -63,6 +64,7 @@ class TableManifest(Manifest):
     columns: tuple[Column, ...]
     classes: tuple[str, ...]
     labels: Values
+    quantiles: tuple[float, ...] = ()
     parity: TableParity
 
     @property

@@ -62,6 +62,15 @@ def test_a_csv_is_scored_as_its_parquet(settings: ScoreTableSettings, tmp_path: 
     assert scores(csv).equals(scores(settings))
 
 
+def test_what_a_csv_calls_missing_is_missing(settings: ScoreTableSettings, tmp_path: Path) -> None:
+    score(settings)
+    rows = customers(ROWS, seed=5).cast(pl.String).fill_null("N/A")
+    rows.write_csv(tmp_path / "rows.csv")
+    csv = replace(settings, rows=str(tmp_path / "rows.csv"), output=str(tmp_path / "of_csv"))
+    score(csv)
+    assert scores(csv).equals(scores(settings))
+
+
 def test_a_killed_scoring_does_what_is_left(
     settings: ScoreTableSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ from hashtab.serving.errors import BundleError
 from hashtab.serving.manifest import BundleManifest
 from hashtab.serving.table_bundle import TableBundle, TableGolden
 from hashtab.serving.table_manifest import TableManifest
-from tests.pipelines.tables import customers
+from tests.pipelines.tables import customers, export_small, settings_of
 
 # MLflow and what it imports deprecate each other's names, which is none of our doing.
 pytestmark = pytest.mark.filterwarnings(
@@ -80,6 +80,19 @@ def test_a_category_that_is_read_otherwise_is_met_by_the_gate(
     monkeypatch.setattr(table_bundles, "table_graph", lambda *_: graph)
     with pytest.raises(BundleError, match=r"'city' missing, infinite, huge or unseen"):
         export_table(churn_bundle.parent / "model", tmp_path / "bundle", {})
+
+
+def test_the_golden_batch_has_rows_of_the_whole_of_a_sorted_file(tmp_path: Path) -> None:
+    customers().write_csv(tmp_path / "learn.csv")
+    customers(1000, seed=1).sort("visits").write_csv(tmp_path / "test.csv")
+    settings = settings_of(tmp_path / "learn.csv")
+    data = replace(settings.data, test=str(tmp_path / "test.csv"))
+    bundle = export_small(tmp_path / "run", replace(settings, data=data))
+    numeric = TableGolden.read(bundle / "golden.npz").inputs["numeric"]
+    visits = np.sort(customers(1000, seed=1)["visits"].to_numpy())
+    assert len(numeric) == 256
+    assert (numeric[0, 1], numeric[-1, 1]) == (visits[0], visits[-1])
+    assert numeric[:, 1].mean() == pytest.approx(visits.mean(), rel=0.01)
 
 
 def test_a_bundle_that_is_there_is_kept_and_another_not_overwritten(churn_bundle: Path) -> None:

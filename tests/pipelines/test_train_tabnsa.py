@@ -10,19 +10,23 @@ import mlflow
 import numpy as np
 import polars as pl
 import pytest
+from sklearn.metrics import mean_pinball_loss
 
 from hashtab.features.errors import DataError
 from hashtab.models.tabular import TabNSAClassifier, TabNSARegressor
 from hashtab.models.tabular.settings import NetworkSettings, TrainingSettings
 from hashtab.pipelines import train_tabnsa
 from hashtab.pipelines.command_line import SettingsError, flatten
+from hashtab.pipelines.judging import judge_tables
 from hashtab.pipelines.registry import CHALLENGER, Registry
+from hashtab.pipelines.score_table import ScoreTableSettings, score
 from hashtab.pipelines.table_data import TableSettings, labelled, load
 from hashtab.pipelines.table_metrics import losses, metrics
+from hashtab.pipelines.table_plots import contributions
 from hashtab.pipelines.table_runs import TableRun, TableTrainSettings
 from hashtab.pipelines.train_tabnsa import train
 from hashtab.serving.table_bundle import TableBundle
-from tests.pipelines.tables import settings_of
+from tests.pipelines.tables import SMALL_NETWORK, customers, settings_of
 
 # MLflow and what it imports deprecate each other's names, which is none of our doing.
 pytestmark = pytest.mark.filterwarnings(
@@ -63,8 +67,20 @@ def test_a_training_ends_in_a_bundle_that_predicts_as_it_was_tested(run: TableRu
     }
     assert result.rows == {"train": 96, "test": 24}
     assert set(result.importances) == {column.name for column in bundle.manifest.columns}
-    for name in ("calibration", "confusion", "importances", "learning_curves"):
+    for name in ("calibration", "confusion", "explanations", "importances", "learning_curves"):
         assert (run.plots / f"{name}.png").stat().st_size > 5000
+
+
+def test_explanations_of_two_classes_speak_for_the_second() -> None:
+    frame = customers(300)
+    rows = frame.select("age", "city", "member")
+    estimator = TabNSAClassifier(**vars(SMALL_NETWORK), folds=1, max_epochs=30, random_state=0)
+    estimator.fit(rows, frame["churned"])
+    shares, towards = contributions(estimator, rows)
+    assert towards == "yes"
+    likely = estimator.predict_proba(rows)[:, 1]
+    assert 0 < (likely > 0.5).sum() < len(likely)
+    assert np.corrcoef(shares.sum_horizontal(), likely)[0, 1] > 0.9
 
 
 def test_mlflow_knows_the_run(run: TableRun, database: str) -> None:
@@ -115,6 +131,65 @@ def test_the_command_ends_with_where_all_lies_and_what_to_run_next(
     said = capsys.readouterr().out
     for words in ("96 rows of 5 columns", "AUC", str(run.bundle), "score_table.py --bundle"):
         assert words in said
+    assert "promote.py" not in said
+
+
+def test_the_rows_held_out_are_not_taken_for_unseen_by_the_champion(run: TableRun) -> None:
+    registered = replace(run, settings=replace(run.settings, register="customers"))
+    said = train_tabnsa.summary(registered)
+    assert "labelled rows that neither has learnt from" in said
+    (command,) = re.findall(r"promote\.py .*", said)
+    assert str(run.held_out) not in command
+
+
+@pytest.mark.parametrize("quantiles", [(0.1, 0.5, 0.9), (0.8,)])
+def test_quantiles_come_from_the_command_to_the_scores(
+    quantiles: tuple[float, ...],
+    customers_file: Path,
+    database: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where a database keeps its artifacts
+    table = ["--data.file", str(customers_file), "--data.target", "spent"]
+    small = ["--training.max_epochs", "8", "--training.folds", "2", "--tracking_uri", database]
+    asked = ["--data.quantiles", str(list(quantiles)), "--data.drop", "[id,churned]"]
+    assert train_tabnsa.main([*table, *small, *asked, "--run_name", "spent"]) == 0
+    said = capsys.readouterr().out
+    assert "pinball loss" in said
+    run = tmp_path / "runs" / "spent"
+    result = json.loads((run / "result.json").read_text())["metrics"]["test"]
+    bundle, held_out = TableBundle.open(run / "bundle"), pl.read_parquet(run / "test.parquet")
+    predicted, true = bundle.predict(held_out), held_out["spent"].to_numpy()
+    assert bundle.manifest.quantiles == quantiles
+    each = predicted.reshape(len(true), len(quantiles)).T
+    pinball = [mean_pinball_loss(true, p, alpha=q) for p, q in zip(each, quantiles, strict=True)]
+    assert result["pinball_loss"] == pytest.approx(np.mean(pinball), rel=1e-4)
+    if len(quantiles) > 1:
+        inside = (predicted[:, 0] <= true) & (true <= predicted[:, -1])
+        assert result["coverage"] == inside.mean()
+        assert (np.diff(predicted) >= 0).all()
+    else:
+        assert set(result) == {"pinball_loss"}
+    rows = str(run / "test.parquet")
+    score(ScoreTableSettings(bundle=str(run / "bundle"), rows=rows, output="scores"))
+    scores = pl.read_parquet("scores/part-*.parquet")
+    assert scores.columns == ["row", *(f"quantile_{q}" for q in quantiles)]
+    np.testing.assert_array_equal(scores.drop("row").to_numpy().T, each)
+    verdict = judge_tables(dict.fromkeys(("before", "after"), run / "bundle"), rows, 10, 0.95)
+    assert verdict.comparison.gain.startswith("pinball loss")
+
+
+def test_quantiles_that_cannot_be_predicted_are_named(tmp_path: Path) -> None:
+    for wrong in ((0.5, 0.1), (0.0, 0.5), (0.5, 1.0), (0.5, 0.5)):
+        with pytest.raises(SettingsError, match="quantiles must ascend between 0 and 1"):
+            TableSettings(quantiles=wrong)
+    frame().write_csv(tmp_path / "t.csv")
+    settings = TableSettings(file=str(tmp_path / "t.csv"), target="y", quantiles=(0.5,))
+    with pytest.raises(DataError, match=r"'y' of .* is taken for classes: give --data\.task"):
+        load(settings, 0)
+    assert load(replace(settings, task="regression"), 0).quantiles == (0.5,)
 
 
 def test_settings_are_those_of_the_estimators() -> None:
@@ -158,6 +233,29 @@ def test_rows_are_held_out_by_time_or_by_a_file(tmp_path: Path) -> None:
     assert other.digest != data.digest
 
 
+def test_what_a_csv_calls_missing_leaves_numbers_numbers(tmp_path: Path) -> None:
+    spelt = ["", '""', "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "null", "NULL", "?"]
+    there = [f"{i},{['true', 'false'][i % 2]},None,{i % 2}" for i in range(40)]
+    lines = ["x,b,t,y", *there, *(f"{s},{s},{s},1" for s in spelt)]
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    data = load(TableSettings(file=str(tmp_path / "t.csv"), target="y"), 0)
+    assert [c.values for c in data.columns] == ["number", "boolean", "text"]
+    frame = pl.concat([data.train.frame, data.test.frame])
+    assert frame.null_count().row(0) == (11, 11, 11)
+    assert set(frame["t"]) == {"None", None}
+
+
+def test_a_file_that_moves_to_the_rows_to_test_on_makes_other_data(tmp_path: Path) -> None:
+    for name in ("learn/a", "learn/b", "test/c"):
+        path = tmp_path / f"{name}.csv"
+        path.parent.mkdir(exist_ok=True)
+        pl.DataFrame({"x": np.arange(20.0), "y": [0, 1] * 10, "of": name}).write_csv(path)
+    settings = TableSettings(file=f"{tmp_path}/learn", target="y", test=f"{tmp_path}/test")
+    before = load(settings, 0)
+    (tmp_path / "learn" / "b.csv").rename(tmp_path / "test" / "b.csv")
+    assert load(settings, 0).digest != before.digest
+
+
 def test_text_of_another_table_is_read_as_that_of_the_first(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("city,y\n" + "007,a\nx,b\n" * 10)
     (tmp_path / "other.csv").write_text("city,y\n007,a\n,b\n7,\n")
@@ -166,6 +264,23 @@ def test_text_of_another_table_is_read_as_that_of_the_first(tmp_path: Path) -> N
     assert rows.frame["city"].to_list() == ["007", None]
     assert "1 rows of" in said[0]
     assert "have no 'y'" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("first", "where"), [(90, "the rows to test on"), (70, "a training validates on")]
+)
+def test_a_class_that_only_the_latest_rows_have_is_named(
+    first: int, where: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    y = np.where(np.arange(100) < first, np.arange(100) % 2, 2)
+    pl.DataFrame({"x": np.arange(100.0), "at": np.arange(100), "y": y}).write_csv(
+        tmp_path / "t.csv"
+    )
+    table = ["--data.file", str(tmp_path / "t.csv"), "--data.target", "y", "--data.time", "at"]
+    assert train_tabnsa.main([*table, "--storage", str(tmp_path / "runs")]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert re.search(rf"classes \[2\] .* only in .*{where}: leave .* --data\.time", line)
+    assert not (tmp_path / "runs").exists()
 
 
 def frame(**columns: object) -> pl.DataFrame:
@@ -181,6 +296,8 @@ def frame(**columns: object) -> pl.DataFrame:
         (frame(y=["a", "b"] * 10), {"task": "regression"}, "a regression needs numbers"),
         (frame(day=[date(2024, 1, 1)] * 20), {}, r"'day' holds Date.*--data\.drop '\[day\]'"),
         (frame(tags=[["a"]] * 20), {}, r"'tags' holds List.*--data\.drop '\[tags\]'"),
+        (frame(at=[None, *range(19)]), {"time": "at"}, r"1 rows have no 'at'.*leave them out"),
+        (frame(at=[np.nan] * 3 + [1.0] * 17), {"time": "at"}, r"3 rows have no 'at'.*give them"),
         (frame(), {"drop": ("idd",)}, r"no column 'idd', which --data\.drop names"),
         (frame(), {"drop": ("x",)}, "no column but the target"),
         (frame().head(0), {}, "too few"),

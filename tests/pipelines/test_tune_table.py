@@ -5,12 +5,14 @@ from pathlib import Path
 
 import mlflow
 import numpy as np
+import polars as pl
 import pytest
 import yaml
 
+from hashtab.features.errors import DataError
 from hashtab.pipelines import table_training, tune
 from hashtab.pipelines.command_line import SettingsError
-from hashtab.pipelines.table_data import TableData, load
+from hashtab.pipelines.table_data import TableData, TableSettings, load
 from hashtab.pipelines.table_graph import Estimator
 from hashtab.pipelines.table_runs import TableTrainSettings
 from hashtab.pipelines.table_tuning import TableSearchSpace, TableTuneSettings, part
@@ -61,6 +63,15 @@ def test_a_tuning_ends_in_the_settings_of_its_best_trial(
     assert sorted(r.data.metrics["best/validation/loss"] for r in trials) == pytest.approx(losses)
 
 
+def test_trials_of_quantiles_are_compared_by_pinball_loss(settings: TableTuneSettings) -> None:
+    data = replace(settings.data, target="spent", drop=("id", "churned"), quantiles=(0.1, 0.9))
+    tuning = tune_table(replace(settings, data=data, trials=2))
+    for trial in tuning.ranking:
+        assert trial.result.loss == pytest.approx(trial.result.metrics["pinball_loss"])
+    best = yaml.safe_load(tuning.best_settings.read_text())
+    assert best["data"]["quantiles"] == [0.1, 0.9]
+
+
 def test_a_trial_that_fails_ends_no_other_and_is_tried_again(
     settings: TableTuneSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,6 +102,19 @@ def test_trials_never_see_the_rows_to_test_on(settings: TableTuneSettings) -> No
     assert (len(inner.train), len(held_out), len(data.test)) == (76, 20, 24)
     seen = np.concatenate([inner.train.frame["age"], held_out.frame["age"]])
     assert sorted(seen[~np.isnan(seen)]) == sorted(data.train.frame["age"].drop_nulls())
+
+
+def test_a_class_that_no_trial_would_learn_is_named(
+    settings: TableTuneSettings, tmp_path: Path
+) -> None:
+    y = np.where(np.arange(100) < 55, np.arange(100) % 2, 2)
+    frame = pl.DataFrame({"x": np.arange(100.0), "at": np.arange(100), "y": y})
+    frame.write_csv(tmp_path / "t.csv")
+    data = TableSettings(file=str(tmp_path / "t.csv"), target="y", time="at")
+    load(data, 0)  # all rows to learn from are enough; what trials learn from are not
+    with pytest.raises(DataError, match=r"classes \[2\] .* only in the latest rows"):
+        tune_table(replace(settings, data=data))
+    assert not (tmp_path / "runs").exists()
 
 
 def test_the_first_word_chooses_what_is_tuned(capsys: pytest.CaptureFixture[str]) -> None:

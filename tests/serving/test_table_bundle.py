@@ -10,14 +10,17 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pandas as pd
 import polars as pl
 import pytest
 
+from hashtab.models.tabular.table import Frame, Table
 from hashtab.pipelines.table_bundles import load_estimator
 from hashtab.serving.bundle import Bundle
 from hashtab.serving.errors import BundleError, RequestError
 from hashtab.serving.opening import open_any
 from hashtab.serving.table_bundle import TableBundle, TableGolden
+from hashtab.serving.table_columns import texts
 from hashtab.serving.table_manifest import TableManifest
 from tests.pipelines.tables import customers
 
@@ -55,6 +58,54 @@ def test_rows_of_any_form_give_the_estimators_probabilities(
         np.testing.assert_allclose(bundle.predict_proba(rows), expected, atol=CLOSE)
     np.testing.assert_allclose(bundle.score(frame), expected[:, 1], atol=CLOSE)
     assert bundle.predict(frame).tolist() == [["no", "yes"][i] for i in expected.argmax(1)]
+
+
+def test_a_frame_of_pandas_is_read_as_one_of_polars(bundle: TableBundle) -> None:
+    rows = customers(40, seed=1).select(READ)
+    rows[0, "city"], rows[1, "city"], rows[2, "age"] = "Atlantis", None, float("nan")
+    plain = pd.DataFrame(rows.to_dict(as_series=False))  # NaN and object
+    names = {"age": "Float64", "member": "boolean", "plan": "Int64", "visits": "Int32"}
+    nullable = plain.astype({**names, "city": "string"})  # pd.NA
+    levels = plain.astype({"city": "category", "plan": "category", "visits": "object"})
+    shuffled = nullable[READ[::-1]].set_index(pd.Index(range(100, 140)))
+    expected = bundle.predict_proba(rows)
+    for frame in (plain, nullable, levels, shuffled):
+        np.testing.assert_array_equal(bundle.predict_proba(frame), expected)
+        columns = {name: frame[name] for name in READ}
+        np.testing.assert_array_equal(bundle.predict_proba(columns), expected)
+        records: Any = frame.to_dict("records")
+        np.testing.assert_array_equal(bundle.predict_proba(records), expected)
+        assert bundle.predict_proba(frame[:0]).shape == (0, 2)
+
+
+def test_a_frame_that_cannot_be_scored_is_named(bundle: TableBundle) -> None:
+    frame = pd.DataFrame(customers(3).select(READ).to_dict(as_series=False))
+    with pytest.raises(RequestError, match="the table has no column 'age'"):
+        bundle.predict_proba(frame.drop(columns="age"))
+    for value in ("old", pd.Timestamp("2024-01-01")):
+        with pytest.raises(RequestError, match="column 'age' must hold numbers, got"):
+            bundle.predict_proba(frame.assign(age=value))
+        with pytest.raises(RequestError, match="column 'age' must hold numbers, got"):
+            bundle.predict_proba(pl.DataFrame(frame.assign(age=value).to_dict("list")))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(True, False, 1, 0, 1.0, 0.5, 1e30, "1", "True", "true", b"Bonn", ""),
+        *(np.True_, np.int64(1), np.float64(1.0), np.float32(0.1)),
+        *(b"", None, float("nan"), pd.NA, pd.NaT),
+    ],
+)
+def test_a_category_is_called_as_the_estimators_call_it(value: object) -> None:
+    frame = Frame(pd.DataFrame({"a": pd.Series([value, "other"], dtype=object)}), None)
+    _, categories = Table.of(frame, ["a"]).values(frame)
+    assert texts("a", [value, "other"]) == [categories[0, 0] or "", "other"]
+
+
+def test_truth_is_no_number_among_categories() -> None:
+    assert len(set(texts("a", [True, 1, "other"]))) == 3
+    assert len(set(texts("a", [1, 1.0, "1"]))) == 1
 
 
 def test_the_number_of_rows_changes_no_prediction(bundle: TableBundle) -> None:
@@ -124,7 +175,8 @@ def test_rows_that_cannot_be_scored_are_named(bundle: TableBundle, rows: Any, sa
 def test_it_is_served_without_torch(churn_bundle: Path) -> None:
     code = (
         "import sys\n"
-        "for name in ('torch', 'sklearn', 'ray', 'mlflow', 'onnx'): sys.modules[name] = None\n"
+        "for name in ('torch', 'sklearn', 'ray', 'mlflow', 'onnx', 'pandas'):\n"
+        "    sys.modules[name] = None\n"
         "from hashtab.serving.table_bundle import TableBundle\n"
         f"bundle = TableBundle.open({str(churn_bundle)!r})\n"
         f"print(bundle.score([dict.fromkeys({READ!r})]))"
