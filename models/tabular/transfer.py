@@ -72,7 +72,7 @@ def carry_network(new: TabNSANetwork, old: TabNSANetwork, shared: Shared) -> Non
         ValueError: `readout="auto"` means one thing for the one table and another for the other.
     """
     if new.readout.flattens != old.readout.flattens:
-        how = {True: "reads tokens one by one", False: "reads their mean"}
+        how = {True: "reads tokens one by one", False: "reads the mean of tokens"}
         raise ValueError(
             f'warm_start_from {how[old.readout.flattens]} where this table, with readout="auto", '
             f'{how[new.readout.flattens]}: set readout="mean" in both estimators'
