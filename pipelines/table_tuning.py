@@ -53,7 +53,7 @@ class TableSearchSpace(Ranges):
     choices: ClassVar[tuple[str, ...]] = ("width", "mixer_width", "bins", "readout_width")
 
     learning_rate: tuple[float, ...] = (1e-3, 1e-2)
-    weight_decay: tuple[float, ...] = (0.03, 1.0)
+    weight_decay: tuple[float, ...] = (0.002, 0.1)
     dropout: tuple[float, ...] = (0.0, 0.4)
     width: tuple[int, ...] = (8, 16, 32)
     mixer_width: tuple[int, ...] = (16, 32, 64)
@@ -231,7 +231,8 @@ class TableTuning(RunFolder):
         Raises:
             SettingsError: if its folder holds another tuning.
         """
-        settings = chosen.base
+        # Sizes that go by the rows are written out: trials are compared by them.
+        settings = replace(chosen.base, network=chosen.network.sized(len(data.train)))
         decisive = tuning_identity(chosen, data)
         name = chosen.run_name or named_by_digest("tune-tabnsa", str(chosen.data.target), decisive)
         tuning = cls(Path(settings.storage) / name, settings, chosen)

@@ -68,6 +68,15 @@ SPACES: dict[str, dict[str, Between | OneOf]] = {
         "dropout": OneOf((0.0, 0.1, 0.3)),
         "num_emb_n_bins": OneOf((8, 16, 48, 96)),
     },
+    "tabnsa": {
+        "learning_rate": Between(1e-3, 1e-2, log=True),
+        "weight_decay": Between(2e-3, 0.1, log=True),
+        "dropout": Between(0.0, 0.4),
+        "width": OneOf((8, 16, 32)),
+        "mixer_width": OneOf((16, 32, 64)),
+        "bins": OneOf((4, 8, 16, 32)),
+        "readout_width": OneOf((64, 128, 256)),
+    },
 }
 
 
