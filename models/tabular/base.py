@@ -20,7 +20,7 @@ from hashtab.models.tabular import files, transfer
 from hashtab.models.tabular.embedding import Encoded, SharedTokens, TableTokens
 from hashtab.models.tabular.encoding import NumericEncoder
 from hashtab.models.tabular.explain import contributions, mean_tokens
-from hashtab.models.tabular.losses import Loss
+from hashtab.models.tabular.losses import CrossEntropy, Loss
 from hashtab.models.tabular.network import TabNSANetwork
 from hashtab.models.tabular.progress import Progress
 from hashtab.models.tabular.served import ServedTable
@@ -34,6 +34,7 @@ from hashtab.models.tabular.settings import (
     SizedSettings,
     TrainingSettings,
 )
+from hashtab.models.tabular.statistics import MANY, TargetStatistics
 from hashtab.models.tabular.table import Frame, Table
 from hashtab.models.tabular.threads import threads
 from hashtab.models.tabular.training import Fold, Sample, Trainer
@@ -43,6 +44,7 @@ Settings = TypeVar("Settings", NetworkSettings, TrainingSettings)
 
 # Of the training set, for `feature_importances_`: fewer of a table of thousands of columns.
 _EXPLAINED_ROWS, _EXPLAINED_AT_LEAST = 300, 16
+_STATISTICS_PARTS = 8
 
 
 class Labelled(NamedTuple):
@@ -60,6 +62,7 @@ class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
 
     table_: Table
     encoder_: NumericEncoder
+    statistics_: TargetStatistics
     network_: TabNSANetwork
     baseline_: Tensor
     device_: torch.device
@@ -82,6 +85,7 @@ class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
         columns: Columns,
         numeric: Numeric,
         bins: int | None,
+        target_statistics: bool,
         readout: Readout,
         readout_width: int | None,
         members: int,
@@ -145,17 +149,19 @@ class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
         # A fork of the generator: the caller's own stream of random numbers is left as it was.
         with torch.random.fork_rng(), threads(self.n_jobs):
             torch.manual_seed(seed)
-            numbers, _ = self.table_.values(data.frame)
-            self.encoder_ = NumericEncoder(numbers, network_settings.bins)
+            numbers, codes = self._read(data, network_settings, seed)
+            self.encoder_ = NumericEncoder(numbers.numpy(), network_settings.bins)
             folds = self._folds(data, held_out, settings.folds, seed)
             self.network_ = self._network(len(folds), network_settings)
             if source is not None:
                 self._carry_over(source, freeze_backbone)
             self.network_.to(self.device_)
-            sample = self._sample(data)
+            sample = self._sample(data, numbers, codes)
             if isinstance(self.network_.tokens, TableTokens):
                 self.network_.order_columns(sample.rows)
-            validation = sample if held_out is None else self._sample(held_out)
+            validation = sample
+            if held_out is not None:
+                validation = self._sample(held_out, *self._inputs(held_out.frame))
             self._train(sample, validation, folds, settings, seed)
             self._rate_columns(sample.rows)
             self.network_.cpu()
@@ -207,7 +213,8 @@ class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
 
     def _network(self, networks: int, settings: SizedSettings) -> TabNSANetwork:
         levels = tuple(len(known) for known in self.table_.categories)
-        outputs, numeric = self._loss().outputs, len(self.table_.numeric)
+        outputs = self._loss().outputs
+        numeric = len(self.table_.numeric) + len(self.statistics_.columns)
         return TabNSANetwork(networks, numeric, levels, outputs, settings)
 
     def _settings(self, kind: type[Settings]) -> Settings:
@@ -220,7 +227,8 @@ class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
                 "warm_start_from must have the same settings of the network, got "
                 f"{before} for {settings}"
             )
-        shared = transfer.Shared.of(self.table_, source.table_, self.columns == "shared")
+        new, old = ((one.table_, one.statistics_) for one in (self, source))
+        shared = transfer.Shared.of(new, old, self.columns == "shared")
         if len(shared.tokens[0]) == 0:
             raise ValueError("warm_start_from must share a column by name and kind, got none")
         transfer.carry_encoder(self.encoder_, source.encoder_, shared)
@@ -248,18 +256,42 @@ class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
         kind = StratifiedKFold if max(counts) >= parts else KFold
         return kind(parts, shuffle=True, random_state=seed)
 
-    def _sample(self, data: Labelled) -> Sample:
+    def _sample(self, data: Labelled, numbers: Tensor, codes: Tensor) -> Sample:
         weight = (data.weight / data.weight.mean()).astype(np.float32)
         return Sample(
-            Encoded(*(part.to(self.device_) for part in self._encode(data.frame))),
+            Encoded(*(part.to(self.device_) for part in self._encode(numbers, codes))),
             torch.from_numpy(data.target).to(self.device_),
             torch.from_numpy(weight).to(self.device_),
         )
 
-    def _encode(self, frame: Frame) -> Encoded:
-        numbers, categories = self.table_.values(frame)
-        linear, place, missing = self.encoder_(torch.from_numpy(numbers))
-        parts = (linear, place, missing, torch.from_numpy(self.table_.codes(categories)))
+    def _read(self, data: Labelled, settings: SizedSettings, seed: int) -> tuple[Tensor, Tensor]:
+        """Learn the target's statistics; return the rows' `_inputs`, no own target in them."""
+        values, categories = self.table_.values(data.frame)
+        codes = self.table_.codes(categories)
+        levels = tuple(len(known) for known in self.table_.categories)
+        many = tuple(j for j, count in enumerate(levels) if count >= MANY)
+        self.statistics_ = TargetStatistics(many if self._has_mean(settings) else (), levels)
+        numbers = torch.from_numpy(values)
+        if len(self.statistics_.columns):
+            splitter = self._splitter(data.target, _STATISTICS_PARTS, seed)
+            learnt = (codes, data.target, data.weight)
+            numbers = torch.cat([numbers, self.statistics_.of_others(*learnt, splitter)], 1)
+            self.statistics_.fit(*learnt)
+        return numbers, torch.from_numpy(codes)
+
+    def _has_mean(self, settings: SizedSettings) -> bool:
+        loss = self._loss()
+        several = isinstance(loss, CrossEntropy) and loss.outputs > 2
+        return settings.target_statistics and settings.columns == "own" and not several
+
+    def _inputs(self, frame: Frame) -> tuple[Tensor, Tensor]:
+        """Return numbers `[N, Fn]`, statistics of categories the last, and codes `[N, Fc]`."""
+        values, categories = self.table_.values(frame)
+        codes = torch.from_numpy(self.table_.codes(categories))
+        return torch.cat([torch.from_numpy(values), self.statistics_(codes)], 1), codes
+
+    def _encode(self, numbers: Tensor, codes: Tensor) -> Encoded:
+        parts = (*self.encoder_(numbers), codes)
         return Encoded(*(part.T[None].contiguous() for part in parts))
 
     def _predict(self, x: Any) -> Array:
@@ -280,7 +312,8 @@ class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
         It scales the numbers itself, and is what exports hold: see `ServedTable`.
         """
         check_is_fitted(self)
-        return ServedTable(self.encoder_, self.network_, self._loss(), *self._target_scale())
+        parts = (self.encoder_, self.statistics_, self.network_, self._loss())
+        return ServedTable(*parts, *self._target_scale())
 
     def _rate_columns(self, rows: Encoded) -> None:
         """Keep the training rows' mean tokens and each column's mean share of predictions."""
@@ -309,13 +342,17 @@ class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
             raise ValueError('explain needs columns="own": shared tokens stand for no one column')
         frame = self.table_.frame(x, self)
         with threads(self.n_jobs):
-            shares = self._shares(self._encode(frame), self.baseline_)
+            shares = self._shares(self._encode(*self._inputs(frame)), self.baseline_)
         return frame.like(shares)
 
     def _shares(self, rows: Encoded, baseline: Tensor) -> Array:
         shares = contributions(self.network_, rows, baseline, self._loss()).cpu().double()
-        order = np.argsort([*self.table_.numeric, *self.table_.categorical])
-        return shares.numpy()[:, order] * self._target_scale()[0]
+        categorical = self.table_.categorical
+        with_statistics = (categorical[j] for j in self.statistics_.columns)
+        column_of = [*self.table_.numeric, *with_statistics, *categorical]
+        by_column = np.zeros((len(shares), self.n_features_in_))
+        np.add.at(by_column.T, column_of, shares.numpy().T)
+        return by_column * self._target_scale()[0]
 
     def save(self, folder: str | Path) -> None:
         """Write the fitted estimator into a new folder: safetensors and JSON, no pickle.
@@ -339,6 +376,7 @@ class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
         }
         weights = {f"network.{k}": v for k, v in self.network_.state_dict().items()}
         weights |= {f"encoder.{k}": v for k, v in self.encoder_.state_dict().items()}
+        weights |= {f"statistics.{k}": v for k, v in self.statistics_.state_dict().items()}
         if hasattr(self, "baseline_"):
             weights["baseline"] = self.baseline_
         files.save(Path(folder), content, weights)
@@ -359,9 +397,10 @@ class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
         estimator.device_ = torch.device("cpu")
         parts = {
             part: {k.partition(".")[2]: v for k, v in weights.items() if k.startswith(part)}
-            for part in ("encoder", "network")
+            for part in ("encoder", "statistics", "network")
         }
         estimator.encoder_ = NumericEncoder.from_state(parts["encoder"])
+        estimator.statistics_ = TargetStatistics.from_state(parts["statistics"])
         network = estimator._network(content["networks"], SizedSettings(**content["network"]))
         network.load_state_dict(parts["network"])
         estimator.network_ = network.eval().requires_grad_(False)

@@ -29,7 +29,8 @@ class TabNSAClassifier(ClassifierMixin, BaseTabNSA):  # type: ignore[misc]
         categorical_features: names or positions of columns that are categorical whatever their
             type, such as integer codes; columns of text, bools and categories are so anyway.
         width, blocks, mixer, mixer_width, attention, heads, block, selected, window, fusion,
-        columns, numeric, bins, readout, readout_width, members, dropout: see `NetworkSettings`.
+        columns, numeric, bins, target_statistics, readout, readout_width, members, dropout: see
+            `NetworkSettings`.
         folds, learning_rate, weight_decay, batch_size, max_epochs, patience, clip,
         averaging, time_budget: see `TrainingSettings`.
         device: "cpu", "cuda", ... to train on; "auto" takes a GPU where there is one. Predictions
@@ -70,6 +71,7 @@ class TabNSAClassifier(ClassifierMixin, BaseTabNSA):  # type: ignore[misc]
         columns: Columns = "own",
         numeric: Numeric = "piecewise",
         bins: int | None = None,
+        target_statistics: bool = True,
         readout: Readout = "auto",
         readout_width: int | None = None,
         members: int = 1,
@@ -104,6 +106,7 @@ class TabNSAClassifier(ClassifierMixin, BaseTabNSA):  # type: ignore[misc]
             columns=columns,
             numeric=numeric,
             bins=bins,
+            target_statistics=target_statistics,
             readout=readout,
             readout_width=readout_width,
             members=members,
@@ -221,7 +224,8 @@ class TabNSARegressor(RegressorMixin, BaseTabNSA):  # type: ignore[misc]
         categorical_features: names or positions of columns that are categorical whatever their
             type, such as integer codes; columns of text, bools and categories are so anyway.
         width, blocks, mixer, mixer_width, attention, heads, block, selected, window, fusion,
-        columns, numeric, bins, readout, readout_width, members, dropout: see `NetworkSettings`.
+        columns, numeric, bins, target_statistics, readout, readout_width, members, dropout: see
+            `NetworkSettings`.
         folds, learning_rate, weight_decay, batch_size, max_epochs, patience, clip,
         averaging, time_budget: see `TrainingSettings`.
         device: "cpu", "cuda", ... to train on; "auto" takes a GPU where there is one. Predictions
@@ -266,6 +270,7 @@ class TabNSARegressor(RegressorMixin, BaseTabNSA):  # type: ignore[misc]
         columns: Columns = "own",
         numeric: Numeric = "piecewise",
         bins: int | None = None,
+        target_statistics: bool = True,
         readout: Readout = "auto",
         readout_width: int | None = None,
         members: int = 1,
@@ -300,6 +305,7 @@ class TabNSARegressor(RegressorMixin, BaseTabNSA):  # type: ignore[misc]
             columns=columns,
             numeric=numeric,
             bins=bins,
+            target_statistics=target_statistics,
             readout=readout,
             readout_width=readout_width,
             members=members,

@@ -12,6 +12,7 @@ PAPER: MappingProxyType[str, Any] = MappingProxyType(
         "heads": 4,
         "columns": "shared",
         "numeric": "linear",
+        "target_statistics": False,
         "readout": "mean",
         "readout_width": 32,
         "dropout": 0.0,

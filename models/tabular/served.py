@@ -2,6 +2,7 @@
 
 import copy
 
+import torch
 from torch import Tensor, nn
 
 from hashtab.models.tabular.blocks import ColumnAttention
@@ -9,13 +10,15 @@ from hashtab.models.tabular.embedding import Encoded
 from hashtab.models.tabular.encoding import NumericEncoder
 from hashtab.models.tabular.losses import Loss
 from hashtab.models.tabular.network import TabNSANetwork
+from hashtab.models.tabular.statistics import TargetStatistics
 
 
 class ServedTable(nn.Module):
     """Encode, run all networks, average: nothing of it depends on the values, so it exports.
 
     Args:
-        encoder: of the numbers.
+        encoder: of the numbers, statistics of categories the last of them.
+        statistics: of the categories.
         network: fitted networks.
         loss: says what answers mean.
         scale: of the target, 1 for classes.
@@ -25,6 +28,7 @@ class ServedTable(nn.Module):
     def __init__(
         self,
         encoder: NumericEncoder,
+        statistics: TargetStatistics,
         network: TabNSANetwork,
         loss: Loss,
         scale: float,
@@ -32,10 +36,13 @@ class ServedTable(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder, self.network, self.loss = encoder, network, loss
+        self.statistics = statistics
         self.scale, self.shift = scale, shift
 
     def average(self, numbers: Tensor, codes: Tensor) -> Tensor:
         """Return predictions `[N, P]` float64 of numbers `[N, Fn]` float64 and codes `[N, Fc]`."""
+        if len(self.statistics.columns):
+            numbers = torch.cat([numbers, self.statistics(codes)], 1)
         parts = (*self.encoder(numbers), codes)
         answers = self.network(Encoded(*(part.T[None] for part in parts)))
         predictions = self.loss.predict(answers).mean((0, 1)).double()

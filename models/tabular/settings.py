@@ -43,6 +43,9 @@ class NetworkSettings:
             number for the median.
         numeric: "piecewise" linear over quantile bins beside a linear part, "periodic", "linear".
         bins: quantile bins, or frequencies of a periodic embedding.
+        target_statistics: whether columns of eight or more categories have the mean target of each
+            category as a number beside it; only where the target is a number or of two classes,
+            and with "own" columns.
         readout: "flatten" reads all tokens through a hidden layer, "mean" their mean (the paper);
             "auto" flattens up to 4,096 features.
         readout_width: units of the readout's hidden layer.
@@ -66,6 +69,7 @@ class NetworkSettings:
     columns: Columns = "own"
     numeric: Numeric = "piecewise"
     bins: int | None = None
+    target_statistics: bool = True
     readout: Readout = "auto"
     readout_width: int | None = None
     members: int = 1

@@ -9,7 +9,10 @@ from torch import Tensor, nn
 from hashtab.models.tabular.embedding import CategoryTokens
 from hashtab.models.tabular.encoding import NumericEncoder
 from hashtab.models.tabular.network import TabNSANetwork
+from hashtab.models.tabular.statistics import TargetStatistics
 from hashtab.models.tabular.table import FIRST_CODE, Table
+
+Side = tuple[Table, TargetStatistics]
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,7 @@ class Shared:
     """Positions of what two tables share: in the new one, and in the old one.
 
     Attributes:
-        numeric: among the columns of numbers.
+        numeric: among the columns of numbers, statistics of categories the last of them.
         tokens: among all tokens, numbers first; columns, or each category if `by_category`.
         categories: among the slots of all categories.
     """
@@ -27,19 +30,27 @@ class Shared:
     categories: tuple[Tensor, Tensor]
 
     @classmethod
-    def of(cls, new: Table, old: Table, by_category: bool) -> "Shared":
+    def of(cls, new: Side, old: Side, by_category: bool) -> "Shared":
         """Match columns by name and kind, and their categories by text."""
-        numeric = _matches(_names(new, new.numeric), _names(old, old.numeric))
-        tokens = _matches(_tokens(new, by_category), _tokens(old, by_category))
-        return cls(numeric, tokens, _matches(_slots(new), _slots(old)))
+        return cls(
+            _matches(_numbers(*new), _numbers(*old)),
+            _matches(_tokens(*new, by_category), _tokens(*old, by_category)),
+            _matches(_slots(new[0]), _slots(old[0])),
+        )
 
 
 def _names(table: Table, positions: tuple[int, ...]) -> list[str]:
     return [table.names[i] for i in positions]
 
 
-def _tokens(table: Table, by_category: bool) -> list[tuple[Any, ...]]:
+def _numbers(table: Table, statistics: TargetStatistics) -> list[tuple[str, str]]:
+    names = _names(table, table.categorical)
     numbers = [("number", name) for name in _names(table, table.numeric)]
+    return numbers + [("statistic", names[j]) for j in statistics.columns]
+
+
+def _tokens(table: Table, statistics: TargetStatistics, by_category: bool) -> list[tuple[Any, ...]]:
+    numbers = _numbers(table, statistics)
     if by_category:
         return numbers + [("category", *slot) for slot in _slots(table)]
     return numbers + [("category", name) for name in _names(table, table.categorical)]

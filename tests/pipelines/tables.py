@@ -24,7 +24,7 @@ def customers(rows: int = ROWS, seed: int = 0) -> pl.DataFrame:
     """Return customers, some values missing, with who left (`churned`) and how much they spent."""
     random = np.random.default_rng(seed)
     age, city = random.normal(40, 10, rows), random.choice(["Łódź", "Bonn", "007"], rows)
-    member, plan = random.random(rows) < 0.5, random.integers(1, 4, rows)
+    member, plan = random.random(rows) < 0.5, random.integers(1, 13, rows)
     risk = (age < 40).astype(float) + (city == "Bonn") + member
     frame = pl.DataFrame(
         {

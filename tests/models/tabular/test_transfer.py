@@ -75,7 +75,7 @@ def tokens(model: TabNSAClassifier, x: pd.DataFrame) -> dict[str, Tensor]:
     table = model.table_
     names = [table.names[i] for i in (*table.numeric, *table.categorical)]
     with torch.no_grad():
-        out = model.network_.tokens(model._encode(table.frame(x, model)))
+        out = model.network_.tokens(model._encode(*model._inputs(table.frame(x, model))))
     return dict(zip(names, out.unbind(1), strict=True))
 
 
