@@ -96,8 +96,7 @@ def tab_mixer(
     elif seeds.shape != (3,) or seeds.dtype != torch.int64:
         raise ValueError(f"seeds must be [3] int64, got {tuple(seeds.shape)} {seeds.dtype}")
     if _use_native(impl, x):
-        flat = torch.cat([weight.flatten(1) for weight in weights], 1)
-        return apply(_TabMixer, x, flat, seeds, weights.columns_in.shape[1], threshold)
+        return apply(_TabMixer, x, seeds, threshold, *weights)
     with torch.autocast(x.device.type, enabled=False):
         return reference.tab_mixer(x, list(weights), seeds, threshold)
 
@@ -195,21 +194,27 @@ torch.compiler.assume_constant_result(_native_builds)
 class _TabMixer(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weights: Tensor, seeds: Tensor | None, hidden: int, threshold: int
+        ctx: Any, x: Tensor, seeds: Tensor | None, threshold: int, *weights: Tensor
     ) -> Tensor:
-        ctx.save_for_backward(x, weights, seeds)
-        ctx.settings = hidden, threshold
-        mixed: Tensor = _hashtab.tab_mixer(x, weights, seeds, hidden, threshold)
+        flat = torch.cat([weight.flatten(1) for weight in weights], 1)
+        ctx.save_for_backward(x, flat, seeds)
+        ctx.settings = weights[2].shape[1], threshold
+        ctx.shapes = [weight.shape for weight in weights]
+        mixed: Tensor = _hashtab.tab_mixer(x, flat, seeds, *ctx.settings)
         return mixed
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        needed = ctx.needs_input_grad[1]
-        grad_x, grad_weights = _hashtab.tab_mixer_backward(
-            grads[0], *ctx.saved_tensors, *ctx.settings, needed
+        with_weights = any(ctx.needs_input_grad[3:])
+        grad_x, flat = _hashtab.tab_mixer_backward(
+            grads[0], *ctx.saved_tensors, *ctx.settings, with_weights
         )
-        return grad_x, grad_weights if needed else None, None, None, None
+        if not with_weights:
+            return grad_x, *[None] * 14
+        parts = flat.split([shape[1:].numel() for shape in ctx.shapes], 1)
+        found = (part.view(shape) for part, shape in zip(parts, ctx.shapes, strict=True))
+        return grad_x, None, None, *found
 
 
 class _LayerNorm(torch.autograd.Function):

@@ -23,7 +23,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { BYTES = 32, MAX_ROWS = 8, MAX_VECTORS = 2, BLOCK_WIDTH = 128, BLOCK_BYTES = 1 << 17 };
+enum { BYTES = 32, MAX_ROWS = 8, MAX_VECTORS = 2, BLOCK_WIDTH = 256, BLOCK_BYTES = 1 << 18 };
 
 typedef struct {
     int64_t networks, tokens, rows, size, hidden, threshold, with_weights;
@@ -144,13 +144,13 @@ enum { NAME(LANES) = BYTES / sizeof(REAL) };
 #define AT(address) (*(NAME(Vector) *)(address)) /* the vector that begins there */
 typedef REAL NAME(Vector) __attribute__((vector_size(BYTES), aligned(sizeof(REAL)), may_alias));
 
+typedef REAL NAME(Half) __attribute__((vector_size(BYTES / 2)));
+
 static inline REAL NAME(total)(NAME(Vector) x) {
-    REAL sums[NAME(LANES)];
-    memcpy(sums, &x, sizeof sums);
-    for (int half = NAME(LANES) / 2; half > 0; half /= 2)
-#pragma GCC unroll 4
-        for (int i = 0; i < half; i++) sums[i] += sums[i + half];
-    return sums[0];
+    NAME(Half) halves[2];
+    memcpy(halves, &x, sizeof halves);
+    const NAME(Half) sum = halves[0] + halves[1];
+    return sizeof(REAL) == 8 ? sum[0] + sum[1] : (sum[0] + sum[NAME(LANES) / 2 - 2]) + (sum[1] + sum[NAME(LANES) / 2 - 1]);
 }
 
 /* c = a b, or c += a b, for `rows` rows and `vectors` vectors of columns; a's element (i, x) lies at
@@ -185,6 +185,7 @@ static void NAME(product)(REAL *restrict c, int64_t ldc, const REAL *restrict a,
     int64_t j = 0;
     for (; j + 2 * NAME(LANES) <= n; j += 2 * NAME(LANES)) {
         int64_t i = 0;
+        for (; i + 6 <= m && i + 8 != m; i += 6) TILE(6, 2);
         for (; i + 4 <= m; i += 4) TILE(4, 2);
         if (m - i == 3) TILE(3, 2);
         if (m - i == 2) TILE(2, 2);
@@ -211,6 +212,14 @@ static inline void NAME(pad)(const REAL *restrict x, int64_t rows, int64_t size,
             out[r * padded + d] = d < size ? x[r * size + d] : 0;
 }
 
+/* x as padded rows: itself where it is, else a copy in `space` */
+static inline const REAL *NAME(padded)(const REAL *x, int64_t rows, int64_t size, int64_t padded,
+                                       REAL *space) {
+    if (size == padded) return x;
+    NAME(pad)(x, rows, size, padded, space);
+    return space;
+}
+
 static inline void NAME(unpad)(const REAL *restrict x, int64_t rows, int64_t size, int64_t padded,
                                REAL *restrict out) {
     if (size == padded) {
@@ -228,23 +237,53 @@ static inline void NAME(transpose)(const REAL *restrict x, int64_t ldx, int64_t 
         for (int64_t i = 0; i < m; i++) out[j * ldo + i] = x[i * ldx + j];
 }
 
-/* to = each row times `factors`, plus `terms` */
-static inline void NAME(scale_rows)(const REAL *from, const REAL *factors, const REAL *terms,
-                                    int64_t rows, int64_t padded, REAL *to) {
+/* to = `rows` rows of `size` numbers; they lie `from_stride` and `to_stride` apart */
+static void NAME(copy_rows)(const REAL *restrict from, int64_t rows, int64_t from_stride,
+                            REAL *restrict to, int64_t to_stride, int64_t size) {
+    for (int64_t r = 0; r < rows; r++) {
+        int64_t d = 0;
+        for (; d + NAME(LANES) <= size; d += NAME(LANES))
+            AT(to + r * to_stride + d) = AT(from + r * from_stride + d);
+        for (; d < size; d++) to[r * to_stride + d] = from[r * from_stride + d];
+    }
+}
+
+/* Operations on rows of whole vectors. The usual widths are compiled on their own: a row is then a
+ * vector or two, and no loop. */
+#define FOR_WIDTH(function, ...)                                              \
+    switch (padded) {                                                         \
+        case NAME(LANES): function(__VA_ARGS__, NAME(LANES)); break;          \
+        case 2 * NAME(LANES): function(__VA_ARGS__, 2 * NAME(LANES)); break;  \
+        default: function(__VA_ARGS__, padded);                               \
+    }
+#define INLINE static inline __attribute__((always_inline))
+
+/* to = each row times `factors`, plus `terms`; the rows of `to` lie `stride` apart */
+INLINE void NAME(scale_rows_of)(const REAL *from, const REAL *factors, const REAL *terms,
+                                int64_t rows, REAL *to, int64_t stride, const int64_t padded) {
     for (int64_t r = 0; r < rows; r++)
         for (int64_t v = 0; v < padded; v += NAME(LANES))
-            AT(to + r * padded + v) =
+            AT(to + r * stride + v) =
                 AT(from + r * padded + v) * AT(factors + v) + AT(terms + v);
 }
 
+static void NAME(scale_rows)(const REAL *from, const REAL *factors, const REAL *terms, int64_t rows,
+                             REAL *to, int64_t stride, int64_t padded) {
+    FOR_WIDTH(NAME(scale_rows_of), from, factors, terms, rows, to, stride)
+}
+
 /* to = `row`, `rows` times */
-static inline void NAME(fill_rows)(const REAL *row, int64_t rows, int64_t padded, REAL *to) {
+INLINE void NAME(fill_rows_of)(const REAL *row, int64_t rows, REAL *to, const int64_t padded) {
     for (int64_t r = 0; r < rows; r++)
         for (int64_t v = 0; v < padded; v += NAME(LANES)) AT(to + r * padded + v) = AT(row + v);
 }
 
+static void NAME(fill_rows)(const REAL *row, int64_t rows, REAL *to, int64_t padded) {
+    FOR_WIDTH(NAME(fill_rows_of), row, rows, to)
+}
+
 /* to += the sum of rows */
-static inline void NAME(sum_rows)(const REAL *x, int64_t rows, int64_t padded, REAL *to) {
+static void NAME(sum_rows)(const REAL *x, int64_t rows, REAL *to, int64_t padded) {
     for (int64_t v = 0; v < padded; v += NAME(LANES)) {
         NAME(Vector) sum = {0};
         for (int64_t r = 0; r < rows; r++) sum += AT(x + r * padded + v);
@@ -254,8 +293,8 @@ static inline void NAME(sum_rows)(const REAL *x, int64_t rows, int64_t padded, R
 
 /* unit = (x - mean) / deviation of each row; inverse[r] = 1 / deviation. Rows are padded with zeros,
  * `valid` is 1 where they are not. */
-static inline void NAME(normalise)(const REAL *x, const REAL *valid, int64_t rows, int64_t size,
-                                   int64_t padded, REAL *unit, REAL *inverse) {
+INLINE void NAME(normalise_of)(const REAL *x, const REAL *valid, int64_t rows, int64_t size,
+                               REAL *unit, REAL *restrict inverse, const int64_t padded) {
     const REAL share = (REAL)1 / size;
     for (int64_t r = 0; r < rows; r++) {
         NAME(Vector) sum = {0}, square = {0};
@@ -273,12 +312,16 @@ static inline void NAME(normalise)(const REAL *x, const REAL *valid, int64_t row
         for (int64_t v = 0; v < padded; v += NAME(LANES)) AT(unit + r * padded + v) *= inverse[r];
 }
 
-/* grad [rows, padded]: that of weight * unit + bias becomes that of x; adds to those of weight and
- * bias. */
-static inline void NAME(normalise_backward)(REAL *grad, const REAL *unit, const REAL *inverse,
-                                            const REAL *valid, const REAL *weight, int64_t rows,
-                                            int64_t size, int64_t padded, REAL *grad_weight,
-                                            REAL *grad_bias) {
+static void NAME(normalise)(const REAL *x, const REAL *valid, int64_t rows, int64_t size,
+                            REAL *unit, REAL *inverse, int64_t padded) {
+    FOR_WIDTH(NAME(normalise_of), x, valid, rows, size, unit, inverse)
+}
+
+/* grad: that of weight * unit + bias becomes that of x; adds to those of weight and bias. */
+INLINE void NAME(normalise_backward_of)(REAL *grad, const REAL *unit, const REAL *inverse,
+                                        const REAL *valid, const REAL *weight, int64_t rows,
+                                        int64_t size, REAL *grad_weight, REAL *grad_bias,
+                                        const int64_t padded) {
     const REAL share = (REAL)1 / size;
     for (int64_t r = 0; r < rows; r++) {
         const REAL *x = unit + r * padded;
@@ -296,6 +339,14 @@ static inline void NAME(normalise_backward)(REAL *grad, const REAL *unit, const 
         for (int64_t v = 0; v < padded; v += NAME(LANES))
             AT(g + v) = (AT(g + v) - mean * AT(valid + v) - AT(x + v) * slope) * inverse[r];
     }
+}
+
+static void NAME(normalise_backward)(REAL *grad, const REAL *unit, const REAL *inverse,
+                                     const REAL *valid, const REAL *weight, int64_t rows,
+                                     int64_t size, REAL *grad_weight, REAL *grad_bias,
+                                     int64_t padded) {
+    FOR_WIDTH(NAME(normalise_backward_of), grad, unit, inverse, valid, weight, rows, size,
+              grad_weight, grad_bias)
 }
 
 /* What one thread works in. */
@@ -423,9 +474,10 @@ static void NAME(mix_columns)(NAME(Work) *w, const REAL *x, int64_t network, int
     const int64_t d = w->padded, width = b * d;
     for (int64_t t = 0; t < s->tokens; t++) {
         REAL *restrict y = w->y + t * width;
-        NAME(pad)(x + ((network * s->tokens + t) * s->rows + r) * s->size, b, s->size, d, y);
-        NAME(normalise)(y, w->valid, b, s->size, d, y, w->inverse);
-        NAME(scale_rows)(y, w->weights[NORM_WEIGHT], w->weights[NORM_BIAS], b, d, y);
+        const REAL *from = x + ((network * s->tokens + t) * s->rows + r) * s->size;
+        from = NAME(padded)(from, b, s->size, d, y);
+        NAME(normalise)(from, w->valid, b, s->size, y, w->inverse, d);
+        NAME(scale_rows)(y, w->weights[NORM_WEIGHT], w->weights[NORM_BIAS], b, y, d, d);
     }
     NAME(product)(w->hidden, width, w->weights[COLUMNS_IN], s->tokens, 1, w->y, width, s->hidden,
                   width, s->tokens, 0);
@@ -454,14 +506,14 @@ static void NAME(mix_features)(NAME(Work) *w, int64_t network, int64_t t, int64_
     const Sizes *s = w->sizes;
     const int64_t d = w->padded, h = w->padded_hidden;
     REAL *restrict units = w->units, *restrict features = w->features;
-    NAME(fill_rows)(w->weights[FEATURES_IN_BIAS], b, h, units);
+    NAME(fill_rows)(w->weights[FEATURES_IN_BIAS], b, units, h);
     NAME(product)(units, h, w->y + t * b * d, d, 1, w->weights[FEATURES_IN], h, b, h, s->size, 1);
     for (int64_t i = 0; i < b * h; i++) units[i] = units[i] <= 0 ? 0 : units[i];
     if (s->threshold > 0) {
         NAME(draw)(w, 1, ((network * s->tokens + t) * s->rows + r) * s->hidden, b, s->hidden, h);
         NAME(drop)(units, w->keep, b * h);
     }
-    NAME(fill_rows)(w->weights[FEATURES_OUT_BIAS], b, d, features);
+    NAME(fill_rows)(w->weights[FEATURES_OUT_BIAS], b, features, d);
     NAME(product)(features, d, units, h, 1, w->weights[FEATURES_OUT], d, b, d, s->hidden, 1);
 }
 
@@ -478,8 +530,8 @@ static void NAME(join)(NAME(Work) *w, int64_t network, int64_t t, int64_t r, int
         slope[i] = p + c * (REAL)0.39894228040143267794 * e;
         unit[i] = gelu[i] * features[i];
     }
-    NAME(normalise)(unit, w->valid, b, s->size, d, unit, w->inverse);
-    NAME(scale_rows)(unit, w->weights[OUT_WEIGHT], w->weights[OUT_BIAS], b, d, w->joined);
+    NAME(normalise)(unit, w->valid, b, s->size, unit, w->inverse, d);
+    NAME(scale_rows)(unit, w->weights[OUT_WEIGHT], w->weights[OUT_BIAS], b, w->joined, d, d);
     if (s->threshold > 0)
         NAME(draw)(w, 2, ((network * s->tokens + t) * s->rows + r) * s->size, b, s->size, d);
 }
@@ -503,7 +555,7 @@ static void NAME(join_backward)(NAME(Work) *w, int64_t t, int64_t b) {
         grad[i] *= p * (1 + joined[i] * (1 - p));
     }
     NAME(normalise_backward)(grad, w->unit, w->inverse, w->valid, w->weights[OUT_WEIGHT], b, s->size,
-                             d, w->gradients[OUT_WEIGHT], w->gradients[OUT_BIAS]);
+                             w->gradients[OUT_WEIGHT], w->gradients[OUT_BIAS], d);
     REAL sum = 0;
 #pragma omp simd reduction(+ : sum)
     for (int64_t i = 0; i < n; i++) {
@@ -512,7 +564,7 @@ static void NAME(join_backward)(NAME(Work) *w, int64_t t, int64_t b) {
         grad[i] *= gelu[i];
     }
     w->gradients[COLUMNS_OUT_BIAS][t] += sum;
-    NAME(sum_rows)(grad, b, d, w->gradients[FEATURES_OUT_BIAS]);
+    NAME(sum_rows)(grad, b, w->gradients[FEATURES_OUT_BIAS], d);
 }
 
 /* grad_y of column t = what comes through the MLP over features */
@@ -525,7 +577,7 @@ static void NAME(features_backward)(NAME(Work) *w, int64_t t, int64_t b) {
     NAME(product)(w->grad_units, h, w->grad, d, 1, w->weights[FEATURES_OUT_TURNED], h, b, h, s->size,
                   0);
     NAME(relu_backward)(w->grad_units, w->units, b * h, scale);
-    NAME(sum_rows)(w->grad_units, b, h, w->gradients[FEATURES_IN_BIAS]);
+    NAME(sum_rows)(w->grad_units, b, w->gradients[FEATURES_IN_BIAS], h);
     if (s->with_weights)
         NAME(product)(w->gradients[FEATURES_IN], h, w->y + t * b * d, 1, d, w->grad_units, h, s->size, h,
                   b, 1);
@@ -627,11 +679,11 @@ int NAME(tab_mixer_backward)(const REAL *grad, const REAL *x, const REAL *weight
                 for (int64_t t = 0; t < tokens; t++) {
                     const int64_t at = ((network * tokens + t) * rows + r) * size;
                     REAL *grad_y = w.grad_y + t * b * d;
-                    NAME(pad)(x + at, b, size, d, w.unit);
-                    NAME(normalise)(w.unit, w.valid, b, size, d, w.unit, w.inverse);
+                    const REAL *from = NAME(padded)(x + at, b, size, d, w.unit);
+                    NAME(normalise)(from, w.valid, b, size, w.unit, w.inverse, d);
                     NAME(normalise_backward)(grad_y, w.unit, w.inverse, w.valid,
-                                             w.weights[NORM_WEIGHT], b, size, d,
-                                             w.gradients[NORM_WEIGHT], w.gradients[NORM_BIAS]);
+                                             w.weights[NORM_WEIGHT], b, size,
+                                             w.gradients[NORM_WEIGHT], w.gradients[NORM_BIAS], d);
                     NAME(unpad)(grad_y, b, size, d, grad_x + at);
                 }
             }
@@ -650,7 +702,7 @@ static inline int64_t NAME(place)(const Sizes *s, int64_t network, int64_t t, in
 }
 
 /* A layer norm of its own takes rows of the working space: unit, then one row each of the rest. */
-enum { NAME(NORM_ROWS) = 8 };
+enum { NAME(NORM_ROWS) = 32 };
 
 typedef struct {
     int64_t padded;
@@ -679,6 +731,7 @@ int NAME(layer_norm)(const REAL *x, const REAL *weight, const REAL *bias, REAL *
                      int threads) {
     const Sizes s = {networks, tokens, rows, size, 0, 0, 0};
     const int64_t blocks = (rows + NAME(NORM_ROWS) - 1) / NAME(NORM_ROWS);
+    const int64_t stride = by_row ? tokens * size : size;
     int failed = 0;
 #pragma omp parallel num_threads(threads) reduction(| : failed)
     {
@@ -693,14 +746,16 @@ int NAME(layer_norm)(const REAL *x, const REAL *weight, const REAL *bias, REAL *
             NAME(pad)(weight + network * size, 1, size, d, n.weight);
             NAME(pad)(bias + network * size, 1, size, d, n.bias);
             for (int64_t t = 0; t < tokens; t++) {
-                NAME(pad)(x + NAME(place)(&s, network, t, r, 0), b, size, d, n.unit);
-                NAME(normalise)(n.unit, n.valid, b, size, d, n.unit, n.inverse);
-                for (int64_t j = 0; j < b; j++) {
-                    REAL *restrict to = out + NAME(place)(&s, network, t, r + j, by_row);
-                    const REAL *restrict unit = n.unit + j * d;
-                    for (int64_t k = 0; k < size; k++)
-                        to[k] = unit[k] * n.weight[k] + n.bias[k];
+                const REAL *from = x + NAME(place)(&s, network, t, r, 0);
+                from = NAME(padded)(from, b, size, d, n.unit);
+                NAME(normalise)(from, n.valid, b, size, n.unit, n.inverse, d);
+                REAL *to = out + NAME(place)(&s, network, t, r, by_row);
+                if (size == d) {
+                    NAME(scale_rows)(n.unit, n.weight, n.bias, b, to, stride, d);
+                    continue;
                 }
+                NAME(scale_rows)(n.unit, n.weight, n.bias, b, n.unit, d, d);
+                NAME(copy_rows)(n.unit, b, d, to, stride, size);
             }
         }
         free(n.memory);
@@ -715,6 +770,7 @@ int NAME(layer_norm_backward)(const REAL *grad, const REAL *x, const REAL *weigh
                               int threads) {
     const Sizes s = {networks, tokens, rows, size, 0, 0, 0};
     const int64_t blocks = (rows + NAME(NORM_ROWS) - 1) / NAME(NORM_ROWS);
+    const int64_t stride = by_row ? tokens * size : size;
     int failed = 0;
 #pragma omp parallel num_threads(threads) reduction(| : failed)
     {
@@ -732,13 +788,12 @@ int NAME(layer_norm_backward)(const REAL *grad, const REAL *x, const REAL *weigh
                 const int64_t r = k * NAME(NORM_ROWS), b = least(NAME(NORM_ROWS), rows - r);
                 for (int64_t t = 0; t < tokens; t++) {
                     const int64_t at = NAME(place)(&s, network, t, r, 0);
-                    NAME(pad)(x + at, b, size, d, n.unit);
-                    NAME(normalise)(n.unit, n.valid, b, size, d, n.unit, n.inverse);
-                    for (int64_t j = 0; j < b; j++)
-                        NAME(pad)(grad + NAME(place)(&s, network, t, r + j, by_row), 1, size, d,
-                                  n.grad + j * d);
+                    const REAL *from = NAME(padded)(x + at, b, size, d, n.unit);
+                    NAME(normalise)(from, n.valid, b, size, n.unit, n.inverse, d);
+                    NAME(copy_rows)(grad + NAME(place)(&s, network, t, r, by_row), b, stride,
+                                    n.grad, d, size);
                     NAME(normalise_backward)(n.grad, n.unit, n.inverse, n.valid, n.weight, b, size,
-                                             d, n.grad_weight, n.grad_bias);
+                                             n.grad_weight, n.grad_bias, d);
                     NAME(unpad)(n.grad, b, size, d, grad_x + at);
                 }
             }

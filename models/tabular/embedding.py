@@ -94,7 +94,8 @@ class CategoryTokens(nn.Module):
         """Return tokens `[S, Fc, B, D]` of codes `[S, Fc, B]`, or of one `[1, Fc, B]` for all."""
         networks, slots, width = self.weight.shape
         network = torch.arange(networks, device=codes.device)[:, None, None] * slots
-        return functional.embedding(codes + self.first + network, self.weight.reshape(-1, width))
+        # Not functional.embedding: its gradient takes four times as long for tables as small.
+        return self.weight.reshape(-1, width)[codes + self.first + network]
 
 
 class TableTokens(nn.Module):
