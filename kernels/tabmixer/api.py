@@ -228,5 +228,7 @@ class _LayerNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        found = _hashtab.layer_norm_backward(grads[0], *ctx.saved_tensors, ctx.by_row)
-        return *found, None
+        grad_x, grad_weights = _hashtab.layer_norm_backward(
+            grads[0], *ctx.saved_tensors, ctx.by_row
+        )
+        return grad_x, *grad_weights.unbind(1), None

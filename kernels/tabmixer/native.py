@@ -51,14 +51,13 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, by_row: bool) -> Tensor:
 
 def layer_norm_backward(
     grad: Tensor, x: Tensor, weight: Tensor, by_row: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of `x`, weight and bias."""
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of `x`, and of weight and bias `[S, 2, 1, 1, D]`."""
     grad_x = x.new_empty(x.shape)
     parts = _parts(x)
     grad_weights = x.new_empty(len(x), parts, 2, 1, 1, x.shape[3])
-    _call("layer_norm_backward", [grad, x, weight, grad_weights, grad_x], *x.shape, by_row, parts)
-    grad_weight, grad_bias = grad_weights.sum(1).unbind(1)
-    return grad_x, grad_weight, grad_bias
+    _call("layer_norm_backward", [grad, x, weight, grad_weights, grad_x], *x.shape, int(by_row), parts)
+    return grad_x, grad_weights.sum(1)
 
 
 def _parts(x: Tensor) -> int:

@@ -137,8 +137,7 @@ def test_rows_and_networks_have_nothing_to_do_with_each_other(impl: Impl) -> Non
     torch.testing.assert_close(one.mix(impl), whole[1:2, :, 17:18], **TOLERANCE[torch.float64])
 
 
-@impls
-def test_columns_far_from_zero_are_gated_as_the_normal_distribution_says(impl: Impl) -> None:
+def test_columns_far_from_zero_are_gated_as_the_normal_distribution_says() -> None:
     m = Mixer.random((1, 1, 1, 2, 1), dtype=torch.float32)
     for bias in (-30.0, -9.0, -5.0, -2.0, 0.0, 2.0, 9.0, 30.0):
         zero = torch.zeros_like
@@ -152,8 +151,8 @@ def test_columns_far_from_zero_are_gated_as_the_normal_distribution_says(impl: I
         joined = torch.tensor([[[[1e4, -1e4]]]]).double() * gate
         one, two = weights.out_weight.double(), weights.out_bias.double()
         expected = functional.silu(reference.layer_norm(joined, one, two))
-        found = replace(m, weights=weights).mix(impl)
-        torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-5)
+        found = replace(m, weights=weights).mix("native")
+        torch.testing.assert_close(found.double(), expected, **TOLERANCE[torch.float32])
 
 
 @impls
@@ -176,7 +175,8 @@ def test_dropout_drops_its_share_and_keeps_the_mean(impl: Impl) -> None:
     silent = silent._replace(out_bias=torch.ones_like(m.weights.out_bias))
     out = replace(m, weights=silent, dropout=0.25).mix(impl)
     kept = functional.silu(torch.tensor(1.0, dtype=torch.float64)) / 0.75
-    assert set(out.unique().tolist()) == {0.0, pytest.approx(float(kept))}
+    expected = torch.stack([torch.zeros_like(kept), kept])
+    torch.testing.assert_close(out.unique(), expected)
     assert float((out == 0).double().mean()) == pytest.approx(0.25, abs=0.01)
 
 
@@ -212,7 +212,8 @@ def test_native_layer_norm_is_the_definition(
         tensors = (m.x, m.weights.norm_weight, m.weights.norm_bias)
         inputs = [tensor.to(dtype, copy=True).requires_grad_() for tensor in tensors]
         out = tabmixer.layer_norm(inputs[0], inputs[1], inputs[2], by_row=by_row, impl=impl)
-        grad = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view(out.shape).to(dtype)
+        generator = torch.Generator().manual_seed(7)
+        grad = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(dtype)
         return [out.detach(), *torch.autograd.grad(out, inputs, grad)]
 
     expected = results(torch.float64, "reference")
