@@ -7,8 +7,8 @@ and bias are a network's own.
 Functions take `impl`: `"native"` (C on CPUs, for float32 and float64; a few rows go through all of
 it while they lie in the cache, and the backward pass computes the forward pass again, so that
 nothing of it is kept), `"reference"` (the definition, on any device and in any floating dtype) or
-`"auto"`, which is native code where it runs, and otherwise, and in `torch.export`, the definition. A
-choice that cannot run raises RuntimeError with the reason. Both drop the same numbers.
+`"auto"`, which is native code where it runs, and otherwise, and in `torch.export`, the definition.
+A choice that cannot run raises RuntimeError with the reason. Both drop the same numbers.
 """
 
 from typing import Any, NamedTuple
@@ -144,20 +144,14 @@ def _check_weights(x: Tensor, weights: Weights) -> None:
     networks, tokens, _, size = x.shape
     hidden = weights.columns_in.shape[1] if weights.columns_in.dim() == 3 else 1
     one = (networks, 1, 1, size)
-    shapes = Weights(
-        norm_weight=one,
-        norm_bias=one,
-        columns_in=(networks, hidden, tokens),
-        columns_in_bias=(networks, hidden, 1),
-        columns_out=(networks, tokens, hidden),
-        columns_out_bias=(networks, tokens, 1),
-        features_in=(networks, size, hidden),
-        features_in_bias=(networks, 1, hidden),
-        features_out=(networks, hidden, size),
-        features_out_bias=(networks, 1, size),
-        out_weight=one,
-        out_bias=one,
-    )
+    shapes: list[tuple[int, ...]] = [
+        *(one, one),
+        *((networks, hidden, tokens), (networks, hidden, 1)),
+        *((networks, tokens, hidden), (networks, tokens, 1)),
+        *((networks, size, hidden), (networks, 1, hidden)),
+        *((networks, hidden, size), (networks, 1, size)),
+        *(one, one),
+    ]
     for name, weight, shape in zip(Weights._fields, weights, shapes, strict=True):
         _check_alike(name, weight, x, shape)
 
@@ -178,7 +172,9 @@ def _use_native(impl: str, x: Tensor) -> bool:
     if impl == "auto" and (torch.compiler.is_exporting() or x.dtype not in SUFFIX):
         return False
     if x.dtype not in SUFFIX:
-        raise RuntimeError(f"impl='native' cannot run: it is for float32 and float64, not {x.dtype}")
+        raise RuntimeError(
+            f"impl='native' cannot run: it is for float32 and float64, not {x.dtype}"
+        )
     if x.device.type == "cpu" and _native_builds():
         return True
     return use_native(impl, x.device, SOURCE)

@@ -361,7 +361,7 @@ typedef struct {
     REAL *y, *columns, *grad_y;                      /* [T, B, D]; columns become their gradients */
     REAL *hidden, *grad_hidden, *hidden_turned;      /* [H, B D], [B D, H] of the MLP over columns */
     REAL *units, *grad_units;                        /* [B, H] of the MLP over features */
-    REAL *features, *gelu, *slope, *joined, *unit, *inverse, *grad, *keep; /* [B, D] of one column */
+    REAL *features, *gelu, *slope, *joined, *unit, *inverse, *given, *grad, *keep; /* [B, D] of one column */
     uint64_t *words;
 } NAME(Work);
 
@@ -386,7 +386,7 @@ static NAME(Work) NAME(work_new)(const Sizes *s, const int64_t *seeds) {
     const int64_t words = most(wide, s->hidden) / 8 + 2;
     w.layout = layout_of(s, d, h);
     const int64_t count = 2 * w.layout.count + d + 3 * all + 3 * h * w.block * d + 2 * w.block * h +
-                          6 * w.block * d + w.block + wide;
+                          7 * w.block * d + w.block + wide;
     w.memory = malloc((size_t)count * sizeof(REAL) + (size_t)words * 8);
     if (w.memory == NULL) return w;
     w.words = w.memory;
@@ -408,9 +408,11 @@ static NAME(Work) NAME(work_new)(const Sizes *s, const int64_t *seeds) {
     w.slope = NAME(take)(&next, w.block * d);
     w.joined = NAME(take)(&next, w.block * d);
     w.unit = NAME(take)(&next, w.block * d);
+    w.given = NAME(take)(&next, w.block * d);
     w.grad = NAME(take)(&next, w.block * d);
     w.inverse = NAME(take)(&next, w.block);
     w.keep = NAME(take)(&next, wide);
+    for (int64_t i = 0; i < wide; i++) w.keep[i] = 1;
     return w;
 }
 
@@ -441,25 +443,23 @@ static void NAME(write_gradients)(NAME(Work) *w, REAL *out) {
     }
 }
 
-/* keep = the factors of dropout for `rows` rows of `size` numbers from number `start` on. */
+/* keep = the factors of dropout for `rows` rows of `size` numbers from number `start` on; it is ones
+ * where nothing is dropped. */
 static void NAME(draw)(NAME(Work) *w, int seed, int64_t start, int64_t rows, int64_t size,
                        int64_t padded) {
     const int64_t first = start / 8, count = (start + rows * size + 7) / 8 - first;
     const REAL scale = (REAL)256 / (256 - w->sizes->threshold);
     const int32_t threshold = (int32_t)w->sizes->threshold;
-    for (int64_t i = 0; i < count; i++) w->words[i] = random_word(w->seeds[seed], first + i);
     const uint8_t *drawn = (const uint8_t *)w->words + start % 8;
     REAL *restrict keep = w->keep;
+    if (threshold == 0) return;
+    for (int64_t i = 0; i < count; i++) w->words[i] = random_word(w->seeds[seed], first + i);
     if (size == padded)
         for (int64_t i = 0; i < rows * size; i++) keep[i] = drawn[i] >= threshold ? scale : 0;
     else
         for (int64_t r = 0; r < rows; r++)
             for (int64_t d = 0; d < size; d++)
                 keep[r * padded + d] = drawn[r * size + d] >= threshold ? scale : 0;
-}
-
-static inline void NAME(drop)(REAL *restrict x, const REAL *restrict keep, int64_t n) {
-    for (int64_t i = 0; i < n; i++) x[i] *= keep[i];
 }
 
 /* grad = the gradient before relu and dropout, whose result is `hidden` */
@@ -472,6 +472,7 @@ static inline void NAME(relu_backward)(REAL *restrict grad, const REAL *restrict
 static void NAME(mix_columns)(NAME(Work) *w, const REAL *x, int64_t network, int64_t r, int64_t b) {
     const Sizes *s = w->sizes;
     const int64_t d = w->padded, width = b * d;
+    const REAL *restrict keep = w->keep;
     for (int64_t t = 0; t < s->tokens; t++) {
         REAL *restrict y = w->y + t * width;
         const REAL *from = x + ((network * s->tokens + t) * s->rows + r) * s->size;
@@ -484,13 +485,11 @@ static void NAME(mix_columns)(NAME(Work) *w, const REAL *x, int64_t network, int
     for (int64_t h = 0; h < s->hidden; h++) {
         REAL *restrict hidden = w->hidden + h * width;
         const REAL bias = w->weights[COLUMNS_IN_BIAS][h];
+        NAME(draw)(w, 0, ((network * s->hidden + h) * s->rows + r) * s->size, b, s->size, d);
         for (int64_t i = 0; i < width; i++) {
             const REAL unit = hidden[i] + bias;
-            hidden[i] = unit <= 0 ? 0 : unit;
+            hidden[i] = (unit <= 0 ? 0 : unit) * keep[i];
         }
-        if (s->threshold == 0) continue;
-        NAME(draw)(w, 0, ((network * s->hidden + h) * s->rows + r) * s->size, b, s->size, d);
-        NAME(drop)(hidden, w->keep, width);
     }
     NAME(product)(w->columns, width, w->weights[COLUMNS_OUT], w->padded_hidden, 1, w->hidden, width,
                   s->tokens, width, s->hidden, 0);
@@ -506,13 +505,11 @@ static void NAME(mix_features)(NAME(Work) *w, int64_t network, int64_t t, int64_
     const Sizes *s = w->sizes;
     const int64_t d = w->padded, h = w->padded_hidden;
     REAL *restrict units = w->units, *restrict features = w->features;
+    const REAL *restrict keep = w->keep;
     NAME(fill_rows)(w->weights[FEATURES_IN_BIAS], b, units, h);
     NAME(product)(units, h, w->y + t * b * d, d, 1, w->weights[FEATURES_IN], h, b, h, s->size, 1);
-    for (int64_t i = 0; i < b * h; i++) units[i] = units[i] <= 0 ? 0 : units[i];
-    if (s->threshold > 0) {
-        NAME(draw)(w, 1, ((network * s->tokens + t) * s->rows + r) * s->hidden, b, s->hidden, h);
-        NAME(drop)(units, w->keep, b * h);
-    }
+    NAME(draw)(w, 1, ((network * s->tokens + t) * s->rows + r) * s->hidden, b, s->hidden, h);
+    for (int64_t i = 0; i < b * h; i++) units[i] = (units[i] <= 0 ? 0 : units[i]) * keep[i];
     NAME(fill_rows)(w->weights[FEATURES_OUT_BIAS], b, features, d);
     NAME(product)(features, d, units, h, 1, w->weights[FEATURES_OUT], d, b, d, s->hidden, 1);
 }
@@ -532,8 +529,7 @@ static void NAME(join)(NAME(Work) *w, int64_t network, int64_t t, int64_t r, int
     }
     NAME(normalise)(unit, w->valid, b, s->size, unit, w->inverse, d);
     NAME(scale_rows)(unit, w->weights[OUT_WEIGHT], w->weights[OUT_BIAS], b, w->joined, d, d);
-    if (s->threshold > 0)
-        NAME(draw)(w, 2, ((network * s->tokens + t) * s->rows + r) * s->size, b, s->size, d);
+    NAME(draw)(w, 2, ((network * s->tokens + t) * s->rows + r) * s->size, b, s->size, d);
 }
 
 static inline REAL NAME(sigmoid)(REAL x) {
@@ -541,18 +537,23 @@ static inline REAL NAME(sigmoid)(REAL x) {
     return (x < 0 ? e : 1) / (1 + e);
 }
 
-/* From the gradient of column t's result to those of features and columns, which replace `grad` and
- * `columns` */
-static void NAME(join_backward)(NAME(Work) *w, int64_t t, int64_t b) {
+/* out = the result of a column */
+static void NAME(activate)(const NAME(Work) *w, int64_t n, REAL *restrict out) {
+    const REAL *restrict joined = w->joined, *restrict keep = w->keep;
+    for (int64_t i = 0; i < n; i++) out[i] = joined[i] * NAME(sigmoid)(joined[i]) * keep[i];
+}
+
+/* From the gradient of column t's result to those of features and columns, which become `grad` and
+ * replace `columns` */
+static void NAME(join_backward)(NAME(Work) *w, const REAL *restrict given, int64_t t, int64_t b) {
     const Sizes *s = w->sizes;
     const int64_t d = w->padded, n = b * d;
     REAL *restrict grad = w->grad, *restrict columns = w->columns + t * n;
     const REAL *restrict joined = w->joined, *restrict features = w->features;
-    const REAL *restrict gelu = w->gelu, *restrict slope = w->slope;
-    if (s->threshold > 0) NAME(drop)(grad, w->keep, n);
+    const REAL *restrict gelu = w->gelu, *restrict slope = w->slope, *restrict keep = w->keep;
     for (int64_t i = 0; i < n; i++) {
         const REAL p = NAME(sigmoid)(joined[i]);
-        grad[i] *= p * (1 + joined[i] * (1 - p));
+        grad[i] = given[i] * keep[i] * p * (1 + joined[i] * (1 - p));
     }
     NAME(normalise_backward)(grad, w->unit, w->inverse, w->valid, w->weights[OUT_WEIGHT], b, s->size,
                              w->gradients[OUT_WEIGHT], w->gradients[OUT_BIAS], d);
@@ -636,10 +637,9 @@ int NAME(tab_mixer)(const REAL *x, const REAL *weights, const int64_t *seeds, RE
             for (int64_t t = 0; t < tokens; t++) {
                 NAME(mix_features)(&w, network, t, r, b);
                 NAME(join)(&w, network, t, r, b);
-                for (int64_t j = 0; j < n; j++) w.joined[j] *= NAME(sigmoid)(w.joined[j]);
-                if (threshold > 0) NAME(drop)(w.joined, w.keep, n);
-                NAME(unpad)(w.joined, b, size, w.padded,
-                            out + ((network * tokens + t) * rows + r) * size);
+                REAL *to = out + ((network * tokens + t) * rows + r) * size;
+                NAME(activate)(&w, n, size == w.padded ? to : w.unit);
+                if (size < w.padded) NAME(unpad)(w.unit, b, size, w.padded, to);
             }
         }
         free(w.memory);
@@ -671,8 +671,7 @@ int NAME(tab_mixer_backward)(const REAL *grad, const REAL *x, const REAL *weight
                     const int64_t at = ((network * tokens + t) * rows + r) * size;
                     NAME(mix_features)(&w, network, t, r, b);
                     NAME(join)(&w, network, t, r, b);
-                    NAME(pad)(grad + at, b, size, d, w.grad);
-                    NAME(join_backward)(&w, t, b);
+                    NAME(join_backward)(&w, NAME(padded)(grad + at, b, size, d, w.given), t, b);
                     NAME(features_backward)(&w, t, b);
                 }
                 NAME(columns_backward)(&w, b);

@@ -15,7 +15,7 @@ _TASKS = 16  # into which a backward pass is cut, whatever the number of threads
 def tab_mixer(
     x: Tensor, weights: Tensor, seeds: Tensor | None, hidden: int, threshold: int
 ) -> Tensor:
-    """Return the mixed tokens `[S, T, R, D]`; `weights` `[S, P]` are those of a network in a row."""
+    """Return the mixed tokens `[S, T, R, D]`; `weights` `[S, P]` are all of a network, in order."""
     out = x.new_empty(x.shape)
     tensors = [x, weights, _seeds(seeds), out]
     _call("tab_mixer", tensors, *x.shape, hidden, threshold)
@@ -56,7 +56,9 @@ def layer_norm_backward(
     grad_x = x.new_empty(x.shape)
     parts = _parts(x)
     grad_weights = x.new_empty(len(x), parts, 2, 1, 1, x.shape[3])
-    _call("layer_norm_backward", [grad, x, weight, grad_weights, grad_x], *x.shape, int(by_row), parts)
+    _call(
+        "layer_norm_backward", [grad, x, weight, grad_weights, grad_x], *x.shape, int(by_row), parts
+    )
     return grad_x, grad_weights.sum(1)
 
 

@@ -40,12 +40,13 @@ def random_bytes(seed: Tensor, count: int, device: torch.device) -> Tensor:
     z = seed.to(device) + _STEP * torch.arange((count + 7) // 8, device=device)
     z = (z ^ _shifted(z, 30)) * _FIRST
     z = (z ^ _shifted(z, 27)) * _SECOND
-    return (z ^ _shifted(z, 31)).view(torch.uint8)[:count]
+    z = z ^ _shifted(z, 31)
+    return z.view(torch.uint8)[:count]
 
 
 def _shifted(z: Tensor, bits: int) -> Tensor:
     """Shift int64 right as if it were unsigned."""
-    return (z >> bits) & (2 ** (64 - bits) - 1)
+    return (z >> bits).bitwise_and(2 ** (64 - bits) - 1)
 
 
 def _dropout(x: Tensor, seeds: Tensor | None, which: int, threshold: int) -> Tensor:
