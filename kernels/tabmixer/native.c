@@ -129,6 +129,24 @@ static inline double normal_double(double x, double e) {
     return 0.5 * erfc(x * -0.70710678118654752440);
 }
 
+/* Where the processor fuses products and sums, compilers do, but gcc for some processors not in the
+ * narrowest tile: a row would then have other results alone than among others. */
+static inline float multiply_add_float(float x, float y, float sum) {
+#ifdef FP_FAST_FMAF
+    return fmaf(x, y, sum);
+#else
+    return x * y + sum;
+#endif
+}
+
+static inline double multiply_add_double(double x, double y, double sum) {
+#ifdef FP_FAST_FMA
+    return fma(x, y, sum);
+#else
+    return x * y + sum;
+#endif
+}
+
 #define REAL float
 #define NAME(name) name##_float
 #include "native.c"
@@ -176,6 +194,16 @@ static inline __attribute__((always_inline)) void NAME(tile)(
         }
 }
 
+/* The same for one vector of one row. */
+static inline void NAME(narrow_tile)(REAL *restrict c, const REAL *restrict a, int64_t column,
+                                     const REAL *restrict b, int64_t ldb, int64_t inner, int add) {
+    REAL sums[NAME(LANES)] = {0};
+    for (int64_t x = 0; x < inner; x++)
+        for (int i = 0; i < NAME(LANES); i++)
+            sums[i] = NAME(multiply_add)(a[x * column], b[x * ldb + i], sums[i]);
+    for (int i = 0; i < NAME(LANES); i++) c[i] = add ? c[i] + sums[i] : sums[i];
+}
+
 /* c [m, n] = a [m, inner] b [inner, n], or += with `add`; n is a multiple of the lanes. */
 static void NAME(product)(REAL *restrict c, int64_t ldc, const REAL *restrict a, int64_t row,
                           int64_t column, const REAL *restrict b, int64_t ldb, int64_t m,
@@ -195,7 +223,8 @@ static void NAME(product)(REAL *restrict c, int64_t ldc, const REAL *restrict a,
         int64_t i = 0;
         for (; i + 8 <= m; i += 8) TILE(8, 1);
         for (; i + 4 <= m; i += 4) TILE(4, 1);
-        for (; i < m; i++) TILE(1, 1);
+        for (; i < m; i++)
+            NAME(narrow_tile)(c + i * ldc + j, a + i * row, column, b + j, ldb, inner, add);
     }
 #undef TILE
 }

@@ -137,6 +137,14 @@ def test_rows_and_networks_have_nothing_to_do_with_each_other(impl: Impl) -> Non
     torch.testing.assert_close(one.mix(impl), whole[1:2, :, 17:18], **TOLERANCE[torch.float64])
 
 
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_row_has_the_same_result_alone_as_among_others(shape: tuple[int, ...]) -> None:
+    m = Mixer.random(shape, dtype=torch.float32)
+    whole = m.mix("native")
+    for r in range(shape[2]):
+        assert torch.equal(m.mix("native", m.x[:, :, r : r + 1]), whole[:, :, r : r + 1])
+
+
 def test_columns_far_from_zero_are_gated_as_the_normal_distribution_says() -> None:
     m = Mixer.random((1, 1, 1, 2, 1), dtype=torch.float32)
     for bias in (-30.0, -9.0, -5.0, -2.0, 0.0, 2.0, 9.0, 30.0):
