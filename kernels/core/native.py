@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-FLAGS = ("-O3", "-march=native", "-std=c11", "-fopenmp", "-fPIC", "-shared")
+FLAGS = ("-O3", "-march=native", "-std=c11", "-fno-math-errno", "-fopenmp", "-fPIC", "-shared")
 CACHE_VARIABLE = "HASHTAB_CACHE_DIR"
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hashtab.kernels import nsa
+from hashtab.kernels import nsa, tabmixer
 from hashtab.models.tabular.settings import SizedSettings
 from hashtab.models.tabular.stacked import ColumnLinear, Dropout, LayerNorm, Linear
 
@@ -12,32 +12,31 @@ from hashtab.models.tabular.stacked import ColumnLinear, Dropout, LayerNorm, Lin
 class TabMixer(nn.Module):
     """Mix columns and features, and join both by product (TabMixer, arXiv 2501.01557).
 
-    y = LN(x); SiLU(LN(MLP over features of y * GELU(MLP over columns of y))), without the residual.
+    y = LN(x); SiLU(LN(MLP over features of y * GELU(MLP over columns of y))), without the residual,
+    and dropout of hidden units and of the result.
     """
 
     def __init__(self, networks: int, columns: int, settings: SizedSettings) -> None:
         super().__init__()
         width, hidden = settings.width, settings.mixer_width
+        self.impl: tabmixer.Impl = "auto"
+        self.dropout = settings.dropout
         self.norm = LayerNorm(networks, width)
         self.columns_in = ColumnLinear(networks, columns, hidden)
         self.columns_out = ColumnLinear(networks, hidden, columns)
         self.features_in = Linear(networks, width, hidden)
         self.features_out = Linear(networks, hidden, width)
         self.out_norm = LayerNorm(networks, width)
-        self.dropout = Dropout(settings.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[S, T, R, D]` to the same shape."""
-        y = self.norm(x)
-        hidden = self.dropout(self.columns_in(y.flatten(2)).relu())
-        columns = functional.gelu(self.columns_out(hidden)).view(x.shape)
-        hidden = self.dropout(self.features_in(y.flatten(1, 2)).relu())
-        features = self.features_out(hidden).view(x.shape)
-        return functional.silu(self.out_norm(features * columns))
+        dropout = self.dropout if self.training else 0.0
+        weights = tabmixer.Weights(*self.parameters())  # made in this order
+        return tabmixer.tab_mixer(x, weights, dropout=dropout, impl=self.impl)
 
 
 class ColumnAttention(nn.Module):
-    """Attention of each column to the others, in both directions: over all or sparse.
+    """Attention of each column to the others, in both directions: over all or sparse, and dropout.
 
     Sparse is native sparse attention (arXiv 2502.11089) with blocks of neighbouring columns
     compressed to their mean; `order` `[T]` says which columns are neighbours.
@@ -56,6 +55,7 @@ class ColumnAttention(nn.Module):
         if self.sparse:
             self.gates = Linear(networks, settings.width, 3 * settings.heads)
         self.out = Linear(networks, settings.width, settings.width)
+        self.dropout = Dropout(settings.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[S, T, R, D]` to the same shape."""
@@ -69,7 +69,7 @@ class ColumnAttention(nn.Module):
         q, k, v = self._by_row(self.projections(tokens), x.shape).chunk(3, 2)
         mixed = self._sparse(q, k, v, tokens, x.shape) if self.sparse else _dense(q, k, v)
         mixed = mixed.reshape(networks, rows, columns, width).transpose(1, 2)
-        out: Tensor = self.out(mixed.flatten(1, 2))
+        out: Tensor = self.dropout(self.out(mixed.flatten(1, 2)))
         return out.view(x.shape)
 
     def _by_row(self, tokens: Tensor, shape: torch.Size) -> Tensor:
@@ -118,7 +118,6 @@ class TabNSABlock(nn.Module):
         if settings.mixer:
             branches.append(TabMixer(networks, columns, settings))
         self.branches = nn.ModuleList(branches)
-        self.dropout = Dropout(settings.dropout)
         self.gate = None
         if settings.fusion == "gate":
             # Zero opens both branches halfway, twice over: the block begins as the sum.
@@ -128,6 +127,6 @@ class TabNSABlock(nn.Module):
         """Map `[S, T, R, D]` to the same shape."""
         total = x
         for i, branch in enumerate(self.branches):
-            y = self.dropout(branch(x))
+            y = branch(x)
             total = total + (y if self.gate is None else 2 * self.gate[:, i].sigmoid() * y)
         return total

@@ -1,12 +1,13 @@
 """Tokens of a table: each column's number or category as a vector, for S networks at once."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hashtab.kernels.core.library import apply
 from hashtab.models.tabular.settings import SizedSettings
 from hashtab.models.tabular.stacked import uniform
 from hashtab.models.tabular.table import FIRST_CODE
@@ -86,6 +87,22 @@ class NumericTokens(nn.Module):
         return []
 
 
+class _Lookup(torch.autograd.Function):
+    """functional.embedding, whose own gradient takes four times as long for tables as small."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.shape = table.shape
+        return functional.embedding(rows, table)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (rows,) = ctx.saved_tensors
+        table = grads[0].new_zeros(ctx.shape)
+        return table.index_put_((rows,), grads[0], accumulate=True), None
+
+
 class CategoryTokens(nn.Module):
     """Categories as tokens; the slots of unseen and missing ones are zero until trained."""
 
@@ -106,7 +123,10 @@ class CategoryTokens(nn.Module):
         """Return tokens `[S, Fc, B, D]` of codes `[S, Fc, B]`, or of one `[1, Fc, B]` for all."""
         networks, slots, width = self.weight.shape
         network = torch.arange(networks, device=codes.device)[:, None, None] * slots
-        return functional.embedding(codes + self.first + network, self.weight.reshape(-1, width))
+        rows, table = codes + self.first + network, self.weight.reshape(-1, width)
+        if table.requires_grad:
+            return apply(_Lookup, table, rows)
+        return functional.embedding(rows, table)
 
 
 class TableTokens(nn.Module):

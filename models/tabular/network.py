@@ -86,7 +86,7 @@ class Readout(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Read the tokens."""
-        x = self.norm(x)
-        x = x.transpose(1, 2).flatten(2) if self.flattens else x.mean(1)
+        x = self.norm(x, by_row=self.flattens)
+        x = x.flatten(2) if self.flattens else x.mean(1)
         hidden: Tensor = self.dropout(self.linear(x).relu())
         return hidden

@@ -5,11 +5,12 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from hashtab.models.tabular.blocks import ColumnAttention
+from hashtab.models.tabular.blocks import ColumnAttention, TabMixer
 from hashtab.models.tabular.embedding import Encoded
 from hashtab.models.tabular.encoding import NumericEncoder
 from hashtab.models.tabular.losses import Loss
 from hashtab.models.tabular.network import TabNSANetwork
+from hashtab.models.tabular.stacked import LayerNorm
 from hashtab.models.tabular.statistics import TargetStatistics
 
 
@@ -54,9 +55,9 @@ class ServedTable(nn.Module):
         return predictions[:, 0] if predictions.shape[1] == 1 else predictions
 
     def for_export(self) -> "ServedTable":
-        """Return a copy with attention in its plain definition, which exports."""
+        """Return a copy with operators in their plain definition, which exports."""
         plain = copy.deepcopy(self)
         for module in plain.modules():
-            if isinstance(module, ColumnAttention):
+            if isinstance(module, ColumnAttention | TabMixer | LayerNorm):
                 module.impl = "reference"
         return plain

@@ -8,7 +8,8 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+
+from hashtab.kernels import tabmixer
 
 
 def uniform(*shape: int, fan_in: int) -> nn.Parameter:
@@ -31,16 +32,12 @@ class Linear(nn.Module):
 
 
 class ColumnLinear(nn.Module):
-    """S linear layers over columns: `[S, T, R * D]` -> `[S, outputs, R * D]`."""
+    """The weights of S linear layers over columns: `[S, T, R * D]` -> `[S, outputs, R * D]`."""
 
     def __init__(self, networks: int, inputs: int, outputs: int) -> None:
         super().__init__()
         self.weight = uniform(networks, outputs, inputs, fan_in=inputs)
         self.bias = uniform(networks, outputs, 1, fan_in=inputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Mix the columns of each network."""
-        return torch.baddbmm(self.bias, self.weight, x)
 
 
 class LayerNorm(nn.Module):
@@ -48,12 +45,13 @@ class LayerNorm(nn.Module):
 
     def __init__(self, networks: int, size: int) -> None:
         super().__init__()
+        self.impl: tabmixer.Impl = "auto"
         self.weight = nn.Parameter(torch.ones(networks, 1, 1, size))
         self.bias = nn.Parameter(torch.zeros(networks, 1, 1, size))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise each token."""
-        return torch.addcmul(self.bias, functional.layer_norm(x, x.shape[-1:]), self.weight)
+    def forward(self, x: Tensor, by_row: bool = False) -> Tensor:
+        """Normalise each token, and lay them out row by row, `[S, R, T, D]`, if asked to."""
+        return tabmixer.layer_norm(x, self.weight, self.bias, by_row=by_row, impl=self.impl)
 
 
 class Dropout(nn.Module):

@@ -92,7 +92,8 @@ import sys
 for name in ("ray", "mlflow", "polars", "pandas", "sklearn", "pyarrow", "triton"):
     sys.modules[name] = None
 """
-    use = "import hashtab.kernels.sdim, hashtab.kernels.dense, hashtab.kernels.nsa\n"
+    names = ("sdim", "dense", "nsa", "tabmixer")
+    use = "".join(f"import hashtab.kernels.{name}\n" for name in names)
     result = subprocess.run(
         [sys.executable, "-c", code + use],
         env=os.environ | {"HASHTAB_CACHE_DIR": str(tmp_path)},

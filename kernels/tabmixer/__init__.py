@@ -1,0 +1,6 @@
+"""The TabMixer: an MLP over columns and one over features, joined by product."""
+
+from hashtab.kernels.core.dispatch import Impl
+from hashtab.kernels.tabmixer.api import Weights, layer_norm, tab_mixer
+
+__all__ = ["Impl", "Weights", "layer_norm", "tab_mixer"]
