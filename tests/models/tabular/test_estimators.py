@@ -321,10 +321,10 @@ def test_an_eval_set_chooses_the_epoch() -> None:
     model = regressor(max_epochs=12, patience=3, learning_rate=0.02)
     model.fit(x, y, eval_set=(x, -y))  # the first epoch is the best, whatever is learned
     assert model.n_iter_ <= 6
-    assert model.score(x, y) < 0.5
+    assert model.score(x, y) < 0.75
     model.fit(x, y, eval_set=(x[:40], y[:40], np.ones(40)))
     assert model.n_iter_ > 6
-    assert model.score(x, y) > 0.5
+    assert model.score(x, y) > 0.75
 
 
 def test_an_eval_set_of_classes_is_checked(fitted: TabNSAClassifier) -> None:
