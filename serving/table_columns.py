@@ -74,9 +74,25 @@ def _values(rows: Rows, columns: Sequence[Column]) -> list[tuple[Column, Any]]:
         if rows.ndim != 2 or rows.shape[1] != len(names):
             raise RequestError(f"an array of rows must be [N, {len(names)}], got {rows.shape}")
         return [(column, rows[:, i]) for i, column in enumerate(columns)]
-    if not isinstance(rows, Sequence):
-        _check_columns(names, list(rows.columns))
-        return [(column, rows[column.name]) for column in columns]
+    if isinstance(rows, Sequence):
+        return _of_mappings(rows, columns)
+    # A LazyFrame, whose values are not there yet, has no shape.
+    if not (hasattr(rows, "shape") and hasattr(rows, "columns")):
+        raise RequestError(
+            "rows must be a list of mappings, a mapping of columns, a frame of polars or pandas, "
+            f"or an array, got a {type(rows).__name__}"
+        )
+    there = list(rows.columns)
+    _check_columns(names, there)
+    if twice := [name for name in names if there.count(name) > 1]:
+        raise RequestError(f"the table has more than one column {twice[0]!r}")
+    return [(column, rows[column.name]) for column in columns]
+
+
+def _of_mappings(
+    rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]
+) -> list[tuple[Column, Any]]:
+    names = [column.name for column in columns]
     try:
         return [(column, [row[column.name] for row in rows]) for column in columns]
     except KeyError:

@@ -93,8 +93,9 @@ def tab_mixer(
         seeds = None
     elif seeds is None:
         seeds = torch.empty(3, dtype=torch.int64).random_(-(2**63), None)
-    elif seeds.shape != (3,) or seeds.dtype != torch.int64:
-        raise ValueError(f"seeds must be [3] int64, got {tuple(seeds.shape)} {seeds.dtype}")
+    elif seeds.shape != (3,) or seeds.dtype != torch.int64 or seeds.device.type != "cpu":
+        found = f"{tuple(seeds.shape)} {seeds.dtype} on {seeds.device}"
+        raise ValueError(f"seeds must be [3] int64 on the CPU, got {found}")
     if _use_native(impl, x):
         return apply(_TabMixer, x, seeds, threshold, *weights)
     with torch.autocast(x.device.type, enabled=False):

@@ -85,7 +85,7 @@ static inline uint64_t random_word(uint64_t seed, uint64_t i) {
 
 /* exp for x <= 0, in a form that compilers turn into vectors; 2e-7 off at most, 0 below -87. */
 static inline float exp_float(float x) {
-    const float low = x < -87.0f ? -87.0f : x;
+    const float low = x > -87.0f ? x : -87.0f; /* of NaN too: callers multiply by x */
     const float n = (low * 1.44269504f + 12582912.0f) - 12582912.0f;
     const float f = (low - n * 0.693359375f) + n * 2.12194440e-4f;
     float p = 1.9875691500e-4f;
@@ -410,7 +410,7 @@ static NAME(Work) NAME(work_new)(const Sizes *s, const int64_t *seeds) {
     const int64_t d = w.padded = round_up(s->size, NAME(LANES));
     const int64_t h = w.padded_hidden = round_up(s->hidden, NAME(LANES));
     const int64_t fitting = BLOCK_BYTES / (int64_t)sizeof(REAL) / most(s->tokens * d, 1);
-    w.block = least(most(least(fitting, BLOCK_WIDTH / d), 4), most(s->rows, 1));
+    w.block = least(most(least(fitting, BLOCK_WIDTH / most(d, 1)), 4), most(s->rows, 1));
     const int64_t all = s->tokens * w.block * d, wide = w.block * most(d, h);
     const int64_t words = most(wide, s->hidden) / 8 + 2;
     w.layout = layout_of(s, d, h);

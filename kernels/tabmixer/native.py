@@ -31,7 +31,7 @@ def tab_mixer_backward(
     threshold: int,
     with_weights: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradients of `x` and of `weights` (zeros without `with_weights`)."""
+    """Return the gradients of `x` and of `weights` (of no meaning without `with_weights`)."""
     grad_x = x.new_empty(x.shape)
     parts = _parts(x)
     grad_weights = weights.new_empty(len(weights), parts, weights.shape[1])

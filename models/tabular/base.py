@@ -44,7 +44,6 @@ Settings = TypeVar("Settings", NetworkSettings, TrainingSettings)
 
 # Of the training set, for `feature_importances_`: fewer of a table of thousands of columns.
 _EXPLAINED_ROWS, _EXPLAINED_AT_LEAST = 300, 16
-_STATISTICS_PARTS = 8
 
 
 class Labelled(NamedTuple):
@@ -149,9 +148,9 @@ class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
         # A fork of the generator: the caller's own stream of random numbers is left as it was.
         with torch.random.fork_rng(), threads(self.n_jobs):
             torch.manual_seed(seed)
-            numbers, codes = self._read(data, network_settings, seed)
-            self.encoder_ = NumericEncoder(numbers.numpy(), network_settings.bins)
             folds = self._folds(data, held_out, settings.folds, seed)
+            numbers, codes = self._read(data, network_settings, folds, seed)
+            self.encoder_ = NumericEncoder(numbers[0].numpy(), network_settings.bins)
             self.network_ = self._network(len(folds), network_settings)
             if source is not None:
                 self._carry_over(source, freeze_backbone)
@@ -161,9 +160,11 @@ class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
                 self.network_.order_columns(sample.rows)
             validation = sample
             if held_out is not None:
-                validation = self._sample(held_out, *self._inputs(held_out.frame))
+                numbers_held_out, codes_held_out = self._inputs(held_out.frame)
+                validation = self._sample(held_out, [numbers_held_out], codes_held_out)
             self._train(sample, validation, folds, settings, seed)
-            self._rate_columns(sample.rows)
+            served = self._encode(*self._inputs(data.frame))
+            self._rate_columns(Encoded(*(part.to(self.device_) for part in served)))
             self.network_.cpu()
         return self
 
@@ -256,28 +257,32 @@ class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
         kind = StratifiedKFold if max(counts) >= parts else KFold
         return kind(parts, shuffle=True, random_state=seed)
 
-    def _sample(self, data: Labelled, numbers: Tensor, codes: Tensor) -> Sample:
+    def _sample(self, data: Labelled, numbers: list[Tensor], codes: Tensor) -> Sample:
+        """Return a sample whose numbers all networks read, or each network its own."""
         weight = (data.weight / data.weight.mean()).astype(np.float32)
+        encoded = [self._encode(own, codes) for own in numbers]
         return Sample(
-            Encoded(*(part.to(self.device_) for part in self._encode(numbers, codes))),
+            Encoded(*(torch.cat(parts).to(self.device_) for parts in zip(*encoded, strict=True))),
             torch.from_numpy(data.target).to(self.device_),
             torch.from_numpy(weight).to(self.device_),
         )
 
-    def _read(self, data: Labelled, settings: SizedSettings, seed: int) -> tuple[Tensor, Tensor]:
-        """Learn the target's statistics; return the rows' `_inputs`, no own target in them."""
+    def _read(
+        self, data: Labelled, settings: SizedSettings, folds: list[Fold], seed: int
+    ) -> tuple[list[Tensor], Tensor]:
+        """Learn the target's statistics; return `_inputs` of the rows, numbers by network."""
         values, categories = self.table_.values(data.frame)
-        codes = self.table_.codes(categories)
+        codes, numbers = self.table_.codes(categories), torch.from_numpy(values)
         levels = tuple(len(known) for known in self.table_.categories)
         many = tuple(j for j, count in enumerate(levels) if count >= MANY)
         self.statistics_ = TargetStatistics(many if self._has_mean(settings) else (), levels)
-        numbers = torch.from_numpy(values)
-        if len(self.statistics_.columns):
-            splitter = self._splitter(data.target, _STATISTICS_PARTS, seed)
-            learnt = (codes, data.target, data.weight)
-            numbers = torch.cat([numbers, self.statistics_.of_others(*learnt, splitter)], 1)
-            self.statistics_.fit(*learnt)
-        return numbers, torch.from_numpy(codes)
+        if len(self.statistics_.columns) == 0:
+            return [numbers], torch.from_numpy(codes)
+        learnt = codes, data.target, data.weight / data.weight.mean()
+        random = np.random.default_rng(seed)
+        known = [self.statistics_.of_others(*learnt, fold.train, random) for fold in folds]
+        self.statistics_.fit(*learnt)
+        return [torch.cat([numbers, own], 1) for own in known], torch.from_numpy(codes)
 
     def _has_mean(self, settings: SizedSettings) -> bool:
         loss = self._loss()

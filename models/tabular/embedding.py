@@ -29,8 +29,15 @@ class Encoded(NamedTuple):
     codes: Tensor
 
     def take(self, rows: Tensor) -> "Encoded":
-        """Return rows `[S, B]` of a table `[1, F, N]`."""
-        return Encoded(*(part[0][:, rows].transpose(0, 1) for part in self))
+        """Return rows `[S, B]` of a table `[1, F, N]` that all networks read, or of `[S, F, N]`."""
+        if len(self.codes) == 1:
+            return Encoded(*(part[0][:, rows].transpose(0, 1) for part in self))
+        network = torch.arange(len(rows), device=rows.device)[:, None]
+        return Encoded(*(part[network, :, rows].transpose(1, 2) for part in self))
+
+    def keep(self, networks: Tensor) -> "Encoded":
+        """Return what the given networks read, by index."""
+        return self if len(self.codes) == 1 else Encoded(*(part[networks] for part in self))
 
     def some(self, count: int) -> "Encoded":
         """Return `count` rows of all parts of the table, always the same; all if there are fewer.

@@ -88,7 +88,7 @@ class NetworkSettings:
             raise ValueError(f"blocks must not be negative, got {self.blocks}")
         attends = self.attention in ("dense", "sparse")
         if attends and self.width is not None and self.width % self.heads:
-            raise ValueError(f"heads must divide width, got {self.heads=}, {self.width=}")
+            raise ValueError(f"heads must divide width, got heads={self.heads}, width={self.width}")
         if not 0 <= self.dropout <= _MOST_DROPPED:
             raise ValueError(
                 f"dropout must be in [0, {_MOST_DROPPED}], got {self.dropout=}; it is applied in "

@@ -5,17 +5,18 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.model_selection import KFold, StratifiedKFold
 from torch import Tensor, nn
 
 from hashtab.models.tabular.table import FIRST_CODE
 
 Array = npt.NDArray[np.float64]
 Codes = npt.NDArray[np.int64]
+Rows = npt.NDArray[np.int64]
 
 # Categories from which a column has statistics: the tokens of fewer learn from many rows each.
 MANY = 8
 _PRIOR_ROWS = 1.0
+_PARTS = 8
 
 
 class TargetStatistics(nn.Module):
@@ -66,16 +67,23 @@ class TargetStatistics(nn.Module):
         return self.values[self._slots(codes)]
 
     def of_others(
-        self, codes: Codes, target: Array, weight: Array, splitter: KFold | StratifiedKFold
+        self, codes: Codes, target: Array, weight: Array, train: Rows, random: np.random.Generator
     ) -> Tensor:
-        """Return `[N, J]` of the rows that are learnt from: each from rows in other parts only.
+        """Return `[N, J]` as a network that trains on some rows reads them; be fitted on those.
 
-        With its own target in it, a statistic would give away what is to be learnt.
+        The rows that it trains on are dealt into parts, and each has the statistics of the other
+        parts: its own target would give away what is to be learnt. All other rows, which the
+        network is validated on, have the statistics of the rows trained on, as new ones will.
         """
-        found = torch.zeros(len(codes), len(self.columns), dtype=torch.float64)
-        for others, rows in splitter.split(codes, target):
-            self.fit(codes[others], target[others], weight[others])
-            found[rows] = self(torch.from_numpy(codes[rows]))
+        own = random.permutation(len(train)) % _PARTS
+        rest = []
+        for part in range(_PARTS):
+            others = train[own != part]
+            rest.append(self.fit(codes[others], target[others], weight[others]).values)
+        self.fit(codes[train], target[train], weight[train])
+        found: Tensor = self(torch.from_numpy(codes))
+        slots = self._slots(torch.from_numpy(codes[train]))
+        found[train] = torch.stack(rest)[torch.from_numpy(own)[:, None], slots]
         return found
 
     def _slots(self, codes: Tensor) -> Tensor:

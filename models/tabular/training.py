@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ class Sample:
     """Rows to learn from.
 
     Attributes:
-        rows: `[1, F, N]`, encoded.
+        rows: `[1, F, N]`, encoded, or `[S, F, N]` where networks read them differently.
         target: `[N]`, class indices or standardised numbers.
         weight: `[N]` float32.
     """
@@ -31,6 +31,10 @@ class Sample:
     rows: Encoded
     target: Tensor
     weight: Tensor
+
+    def keep(self, networks: Tensor) -> "Sample":
+        """Return the rows of the given networks, by index."""
+        return replace(self, rows=self.rows.keep(networks))
 
 
 @dataclass(frozen=True)
@@ -223,6 +227,8 @@ class Trainer:
                 break
             if len(going) < len(alive):
                 alive = alive[going]
+                self.sample = self.sample.keep(going)
+                self.held_out = self.held_out.keep(going)
                 self.parameters.keep(going)
                 self.optimizer.keep(going)
                 self.average.keep(going)

@@ -54,7 +54,7 @@ class Mixer:
             columns_in_bias=draw(networks, hidden, 1),
             columns_out=draw(networks, columns, hidden, scale=hidden**-0.5),
             columns_out_bias=draw(networks, columns, 1),
-            features_in=draw(networks, size, hidden, scale=size**-0.5),
+            features_in=draw(networks, size, hidden, scale=max(size, 1) ** -0.5),
             features_in_bias=draw(networks, 1, hidden),
             features_out=draw(networks, hidden, size, scale=hidden**-0.5),
             features_out_bias=draw(networks, 1, size),
@@ -350,6 +350,11 @@ def test_bad_arguments_are_named(
     arguments: dict[str, Any] = {"x": BAD.x, "weights": BAD.weights} | changed
     with pytest.raises(error, match=message):
         tabmixer.tab_mixer(**arguments)
+
+
+def test_no_features() -> None:
+    m = Mixer.random((1, 2, 3, 0, 5))
+    assert m.mix("native", m.x).shape == (1, 2, 3, 0)
 
 
 def test_no_rows() -> None:

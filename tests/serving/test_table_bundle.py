@@ -80,6 +80,12 @@ def test_a_frame_of_pandas_is_read_as_one_of_polars(bundle: TableBundle) -> None
 
 def test_a_frame_that_cannot_be_scored_is_named(bundle: TableBundle) -> None:
     frame = pd.DataFrame(customers(3).select(READ).to_dict(as_series=False))
+    others: list[Any] = [None, iter([{}]), frame["age"], pl.DataFrame(frame).lazy()]
+    for other in others:
+        with pytest.raises(RequestError, match=r"rows must be a list of mappings, .* got a "):
+            bundle.predict_proba(other)
+    with pytest.raises(RequestError, match="the table has more than one column 'age'"):
+        bundle.predict_proba(pd.concat([frame, frame[["age"]]], axis=1))
     with pytest.raises(RequestError, match="the table has no column 'age'"):
         bundle.predict_proba(frame.drop(columns="age"))
     for value in ("old", pd.Timestamp("2024-01-01")):

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import KFold
+from sklearn.metrics import log_loss, roc_auc_score
 
 from hashtab.models.tabular import TabNSARegressor
 from hashtab.models.tabular.statistics import TargetStatistics
@@ -33,14 +33,51 @@ def test_means_are_drawn_to_the_mean_of_all() -> None:
     )
 
 
+TRAIN = np.arange(5, 40)
+
+
+def read(target: np.ndarray) -> torch.Tensor:
+    """Return statistics as a network reads them that is validated on the first five rows."""
+    statistics, random = TargetStatistics((1,), LEVELS), np.random.default_rng(2)
+    return statistics.of_others(codes(40), target, np.ones(40), TRAIN, random)
+
+
 @given(st.integers(0, 39), st.floats(-9, 9))
-def test_no_row_sees_its_own_target(row: int, other: float) -> None:
-    target, weight = np.random.default_rng(1).normal(size=40), np.ones(40)
+def test_no_row_sees_its_own_target_and_none_those_of_validation(row: int, other: float) -> None:
+    target = np.random.default_rng(1).normal(size=40)
+    before, after = read(target), read(np.where(np.arange(40) == row, other, target))
+    assert torch.equal(before[row], after[row])
+    if row not in TRAIN:
+        assert torch.equal(before, after)
+
+
+def test_rows_of_validation_are_read_as_new_ones() -> None:
+    target = np.random.default_rng(1).normal(size=40)
+    learnt = codes(40)[TRAIN], target[TRAIN], np.ones(len(TRAIN))
+    new = TargetStatistics((1,), LEVELS).fit(*learnt)(torch.from_numpy(codes(40)[:5]))
+    assert torch.equal(read(target)[:5], new)
+
+
+@pytest.mark.parametrize("categories", [10, 150])
+def test_what_says_nothing_teaches_nothing(categories: int) -> None:
+    draw = np.random.default_rng(0)
+    made = draw.integers(0, categories, 1200)
+    x = pd.DataFrame({"group": np.char.add("g", made.astype(str)), "x": draw.normal(size=1200)})
+    y = draw.integers(0, 2, 1200)
+    model = classifier(max_epochs=25, folds=4).fit(x[:600], y[:600])
+    validated = min(record["validation_loss"] for record in model.history_)
+    tested = log_loss(y[600:], model.predict_proba(x[600:]))
+    assert validated == pytest.approx(np.log(2), abs=0.02)
+    assert tested == pytest.approx(np.log(2), abs=0.02)
+
+
+def test_the_scale_of_weights_means_nothing() -> None:
+    x, effect, _ = groups(600)
     found = [
-        TargetStatistics((1,), LEVELS).of_others(codes(40), values, weight, KFold(5))
-        for values in (target, np.where(np.arange(40) == row, other, target))
+        regressor(max_epochs=2).fit(x, effect, sample_weight=np.full(600, scale)).predict(x)
+        for scale in (1.0, 1e4)
     ]
-    assert torch.equal(found[0][row], found[1][row])
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-4, atol=1e-5)
 
 
 def groups(rows: int) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
