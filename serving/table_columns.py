@@ -5,6 +5,7 @@ numbers without a point, and the empty text for what is missing.
 """
 
 from collections.abc import Mapping, Sequence
+from numbers import Number
 from typing import Any, Protocol
 
 import numpy as np
@@ -69,6 +70,10 @@ def _values(rows: Rows, columns: Sequence[Column]) -> list[tuple[Column, Any]]:
     names = [column.name for column in columns]
     if isinstance(rows, Mapping):
         _check_columns(names, list(rows))
+        if single := [name for name in names if isinstance(rows[name], str | Number | None)]:
+            raise RequestError(
+                f"a mapping must hold columns, but {single[0]!r} is one value: give a row as [row]"
+            )
         return [(column, rows[column.name]) for column in columns]
     if isinstance(rows, np.ndarray):
         if rows.ndim != 2 or rows.shape[1] != len(names):

@@ -84,6 +84,8 @@ def test_a_frame_that_cannot_be_scored_is_named(bundle: TableBundle) -> None:
     for other in others:
         with pytest.raises(RequestError, match=r"rows must be a list of mappings, .* got a "):
             bundle.predict_proba(other)
+    with pytest.raises(RequestError, match=r"'.*' is one value: give a row as \[row\]"):
+        bundle.predict_proba(customers(1).select(READ).to_dicts()[0])
     with pytest.raises(RequestError, match="the table has more than one column 'age'"):
         bundle.predict_proba(pd.concat([frame, frame[["age"]]], axis=1))
     with pytest.raises(RequestError, match="the table has no column 'age'"):
