@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+HEADERS = Path(__file__).parent  # what C files of several operators include lies here
 FLAGS = ("-O3", "-march=native", "-std=c11", "-fno-math-errno", "-fopenmp", "-fPIC", "-shared")
 CACHE_VARIABLE = "HASHTAB_CACHE_DIR"
 
@@ -36,7 +37,7 @@ def load(source: Path) -> ctypes.CDLL:
     """Compile a C file unless the cache has it, and load it.
 
     Args:
-        source: the C file; what it includes must be itself or the system's.
+        source: the C file; what it includes must be itself, the system's, or lie in this folder.
 
     Returns:
         The library; its calls release the GIL.
@@ -102,7 +103,8 @@ def _compiler() -> str:
 
 def _digest(source: Path, compiler: str) -> str:
     version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
-    parts = (source.read_bytes(), " ".join(FLAGS).encode(), version, _cpu().encode())
+    headers = (header.read_bytes() for header in sorted(HEADERS.glob("*.h")))
+    parts = (source.read_bytes(), *headers, " ".join(FLAGS).encode(), version, _cpu().encode())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
 
 
@@ -118,7 +120,7 @@ def _compile(compiler: str, source: Path, library: Path) -> None:
     library.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent, prefix=".build-") as folder:
         built = Path(folder) / library.name
-        command = [compiler, *FLAGS, str(source), "-o", str(built), "-lm"]
+        command = [compiler, *FLAGS, f"-I{HEADERS}", str(source), "-o", str(built), "-lm"]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode != 0:
             raise NativeUnavailableError(

@@ -24,6 +24,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "exponential.h"
+
 enum { BYTES = 32, MAX_ROWS = 4, MAX_VECTORS = 2, TILE_ROWS = 16, BRANCHES = 3 };
 enum { COMPRESSION, SELECTION, WINDOW };
 
@@ -51,26 +53,6 @@ static inline int64_t seen_blocks(const Sizes *s, int64_t t, int64_t count) {
     if (!s->causal) return count;
     return t + 1 < s->block ? 0 : least(count, (t + 1 - s->block) / s->stride + 1);
 }
-
-/* exp for x <= 0, in a form that compilers turn into vectors; 2e-7 off at most, 0 below -87. */
-static inline float exp_float(float x) {
-    const float low = x < -87.0f ? -87.0f : x;
-    const float n = (low * 1.44269504f + 12582912.0f) - 12582912.0f;
-    const float f = (low - n * 0.693359375f) + n * 2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * f + 1.3981999507e-3f;
-    p = p * f + 8.3334519073e-3f;
-    p = p * f + 4.1665795894e-2f;
-    p = p * f + 1.6666665459e-1f;
-    p = p * f + 5.0000001201e-1f;
-    p = p * f * f + f + 1.0f;
-    const int32_t bits = ((int32_t)n + 127) << 23;
-    float power;
-    memcpy(&power, &bits, sizeof power);
-    return x < -87.0f ? 0.0f : p * power;
-}
-
-static inline double exp_double(double x) { return exp(x); }
 
 /* x >= 0 rounded to half precision, half to even, as torch converts: the ranks of blocks. */
 static inline float as_half(float x) {

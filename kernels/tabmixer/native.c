@@ -23,6 +23,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "exponential.h"
+
 enum { BYTES = 32, MAX_ROWS = 8, MAX_VECTORS = 2, BLOCK_WIDTH = 256, BLOCK_BYTES = 1 << 18 };
 
 typedef struct {
@@ -82,26 +84,6 @@ static inline uint64_t random_word(uint64_t seed, uint64_t i) {
     z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
     return z ^ (z >> 31);
 }
-
-/* exp for x <= 0, in a form that compilers turn into vectors; 2e-7 off at most, 0 below -87. */
-static inline float exp_float(float x) {
-    const float low = x > -87.0f ? x : -87.0f; /* of NaN too: callers multiply by x */
-    const float n = (low * 1.44269504f + 12582912.0f) - 12582912.0f;
-    const float f = (low - n * 0.693359375f) + n * 2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * f + 1.3981999507e-3f;
-    p = p * f + 8.3334519073e-3f;
-    p = p * f + 4.1665795894e-2f;
-    p = p * f + 1.6666665459e-1f;
-    p = p * f + 5.0000001201e-1f;
-    p = p * f * f + f + 1.0f;
-    const int32_t bits = ((int32_t)n + 127) << 23;
-    float power;
-    memcpy(&power, &bits, sizeof power);
-    return x < -87.0f ? 0.0f : p * power;
-}
-
-static inline double exp_double(double x) { return exp(x); }
 
 static inline float root_float(float x) { return sqrtf(x); }
 
