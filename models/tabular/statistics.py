@@ -74,6 +74,13 @@ class TargetStatistics(nn.Module):
         The rows that it trains on are dealt into parts, and each has the statistics of the other
         parts: its own target would give away what is to be learnt. All other rows, which the
         network is validated on, have the statistics of the rows trained on, as new ones will.
+
+        Args:
+            codes: `[N, Fc]`.
+            target: `[N]`.
+            weight: `[N]`, positive.
+            train: indices of the rows that the network trains on.
+            random: deals the parts.
         """
         own = random.permutation(len(train)) % _PARTS
         rest = []
