@@ -24,7 +24,7 @@ class NumericEncoder(nn.Module):
 
     Args:
         numbers: `[N, F]`, what to fit on; NaN is missing.
-        bins: quantile bins a column; fewer where quantiles coincide.
+        bins: quantile bins a column; fewer where a column has fewer values.
     """
 
     center: Tensor
@@ -43,7 +43,7 @@ class NumericEncoder(nn.Module):
                 center[f] = values[0] if len(values) else 0.0
                 continue
             center[f], factor[f] = _robust_scale(values)
-            edges = np.unique(_quantiles(values, np.linspace(0, 1, bins + 1)))
+            edges = _edges(values, bins)
             left[f, : len(edges) - 1], width[f, : len(edges) - 1] = edges[:-1], np.diff(edges)
         for name, value in (
             ("center", center),
@@ -82,6 +82,27 @@ def _quantiles(values: Numbers, at: Numbers) -> Numbers:
     below = position.astype(np.int64)
     above = np.minimum(below + 1, len(values) - 1)
     return values[below] + (position - below) * (values[above] - values[below])
+
+
+def _edges(values: Numbers, bins: int) -> Numbers:
+    """Return up to `bins + 1` edges of sorted values, all different.
+
+    A value that many rows share takes several quantiles at once. So as many quantiles are asked for
+    as leave `bins + 1` that differ: a column that is mostly zero has its bins where it is not.
+    """
+    distinct = np.unique(values)
+    if len(distinct) <= bins + 1:
+        return distinct
+    edges = np.unique(_quantiles(values, np.linspace(0, 1, bins + 1)))
+    few, many = bins, len(values) - 1
+    while len(edges) < bins + 1 and many - few > 1:
+        middle = (few + many) // 2
+        found = np.unique(_quantiles(values, np.linspace(0, 1, middle + 1)))
+        if len(found) <= bins + 1:
+            few, edges = middle, found
+        else:
+            many = middle
+    return edges
 
 
 def _robust_scale(values: Numbers) -> tuple[float, float]:

@@ -65,11 +65,19 @@ def test_seconds_since_1970_keep_their_minutes() -> None:
     torch.testing.assert_close(linear, near)
 
 
-def test_equal_quantiles_make_fewer_bins() -> None:
-    values = [0.0] * 90 + list(range(1, 11))
-    _, place, _ = encoded(fitted(values), [-1.0, 0, 10, 99])
-    assert place[0] == place[1] == 0
-    assert 0 < place[2] == place[3] < BINS
+def test_a_column_of_few_values_has_a_bin_between_each_two() -> None:
+    values = [0.0] * 90 + [1, 2, 5, 9]
+    _, place, _ = encoded(fitted(values), [-1, 0, 1, 2, 3.5, 5, 9, 99])
+    torch.testing.assert_close(place, torch.tensor([0, 0, 1, 2, 2.5, 3, 4, 4]))
+
+
+@pytest.mark.parametrize("zeros", [0, 1_000, 100_000])
+def test_a_column_that_is_mostly_zero_has_its_bins_where_it_is_not(zeros: int) -> None:
+    values = np.concatenate([np.zeros(zeros), 1 + np.random.default_rng(0).exponential(size=1000)])
+    _, place, _ = encoded(fitted(values), np.quantile(values[zeros:], [0.25, 0.5, 0.75, 1]))
+    # The first of the bins may lie between zero and the others.
+    torch.testing.assert_close(place.diff(), torch.full((3,), BINS / 4), atol=0.8, rtol=0)
+    assert place[3] == BINS
 
 
 @pytest.mark.parametrize("values", [[5.0] * 4, [float("nan")] * 4])
