@@ -24,7 +24,7 @@ class NetworkSettings:
 
     A size that is None is chosen by the number of rows to learn from: `width`, `blocks`,
     `mixer_width`, `bins` and `readout_width` are 16, 1, 32, 8 and 64 below 10,000 rows, and 32, 2,
-    64, 32 and 256 from there on.
+    64, 128 and 256 from there on.
 
     Args:
         width: features D of a token; a token is a column.
@@ -126,7 +126,7 @@ class SizedSettings(NetworkSettings):
 
 
 _SMALL = {"width": 16, "blocks": 1, "mixer_width": 32, "bins": 8, "readout_width": 64}
-_LARGE = {"width": 32, "blocks": 2, "mixer_width": 64, "bins": 32, "readout_width": 256}
+_LARGE = {"width": 32, "blocks": 2, "mixer_width": 64, "bins": 128, "readout_width": 256}
 _WHOLE = (*_SMALL, "heads", "block", "selected", "window", "members")
 _CHOICES = {
     "attention": Attention,
