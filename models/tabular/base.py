@@ -2,7 +2,8 @@
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar
@@ -16,10 +17,9 @@ from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_consistent_length, check_is_fitted
 from torch import Tensor
 
-from hashtab.models.tabular import files, transfer
+from hashtab.models.tabular import explain, files, transfer
 from hashtab.models.tabular.embedding import Encoded, SharedTokens, TableTokens
 from hashtab.models.tabular.encoding import NumericEncoder
-from hashtab.models.tabular.explain import contributions, mean_tokens
 from hashtab.models.tabular.losses import CrossEntropy, Loss
 from hashtab.models.tabular.network import TabNSANetwork
 from hashtab.models.tabular.progress import Progress
@@ -145,9 +145,7 @@ class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
         network_settings = self._network_settings(len(data.target), source)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         self.device_ = _device(self.device)
-        # A fork of the generator: the caller's own stream of random numbers is left as it was.
-        with torch.random.fork_rng(), threads(self.n_jobs):
-            torch.manual_seed(seed)
+        with _own_random(self.device_, seed), threads(self.n_jobs):
             folds = self._folds(data, held_out, settings.folds, seed)
             numbers, codes = self._read(data, network_settings, folds, seed)
             self.encoder_ = NumericEncoder(numbers[0].numpy(), network_settings.bins)
@@ -326,7 +324,7 @@ class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
             self.__dict__.pop(name, None)
         if isinstance(self.network_.tokens, SharedTokens):
             return
-        baseline = mean_tokens(self.network_, rows)
+        baseline = explain.mean_tokens(self.network_, rows)
         self.baseline_ = baseline.cpu()
         count = min(_EXPLAINED_ROWS, max(_EXPLAINED_AT_LEAST, self.network_.rows_at_once()))
         rating = np.abs(self._shares(rows.some(count), baseline)).mean(0)
@@ -343,21 +341,56 @@ class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
             of fit; an array if `x` is no frame.
         """
         check_is_fitted(self)
-        if isinstance(self.network_.tokens, SharedTokens):
-            raise ValueError('explain needs columns="own": shared tokens stand for no one column')
+        self._check_own_tokens("explain")
         frame = self.table_.frame(x, self)
         with threads(self.n_jobs):
             shares = self._shares(self._encode(*self._inputs(frame)), self.baseline_)
         return frame.like(shares)
 
+    def selections(self, x: Any) -> Any:
+        """Say how often sparse attention selects each column, row by row.
+
+        A column's attention selects a few blocks of columns beside its own. The share is that of
+        the columns of other blocks which select a column's block, averaged over heads, blocks of
+        the network and networks: 0 for what no other column looks at, 1 for what all do. It says
+        what was read; `explain` says what it did.
+
+        Returns:
+            A frame of the type of `x` as `explain` returns it, of shares in [0, 1].
+
+        Raises:
+            ValueError: the estimator has no sparse attention, or columns share tokens.
+        """
+        check_is_fitted(self)
+        if self.network_.settings.attention != "sparse":
+            raise ValueError('selections needs attention="sparse": no other attention selects')
+        self._check_own_tokens("selections")
+        frame = self.table_.frame(x, self)
+        with threads(self.n_jobs):
+            rows = self._encode(*self._inputs(frame))
+            shares = self._by_column(explain.selections(self.network_, rows))
+        tokens = np.bincount(self._column_of(), minlength=self.n_features_in_)
+        return frame.like(shares / tokens)
+
+    def _check_own_tokens(self, what: str) -> None:
+        if isinstance(self.network_.tokens, SharedTokens):
+            raise ValueError(f'{what} needs columns="own": shared tokens stand for no one column')
+
     def _shares(self, rows: Encoded, baseline: Tensor) -> Array:
-        shares = contributions(self.network_, rows, baseline, self._loss()).cpu().double()
+        shares = explain.contributions(self.network_, rows, baseline, self._loss())
+        return self._by_column(shares) * self._target_scale()[0]
+
+    def _by_column(self, shares: Tensor) -> Array:
+        """Return the sums `[N, F]` over each column's tokens of shares `[N, T]`."""
+        by_column = np.zeros((len(shares), self.n_features_in_))
+        np.add.at(by_column.T, self._column_of(), shares.cpu().double().numpy().T)
+        return by_column
+
+    def _column_of(self) -> list[int]:
+        """Return the column of each token."""
         categorical = self.table_.categorical
         with_statistics = (categorical[j] for j in self.statistics_.columns)
-        column_of = [*self.table_.numeric, *with_statistics, *categorical]
-        by_column = np.zeros((len(shares), self.n_features_in_))
-        np.add.at(by_column.T, column_of, shares.numpy().T)
-        return by_column * self._target_scale()[0]
+        return [*self.table_.numeric, *with_statistics, *categorical]
 
     def save(self, folder: str | Path) -> None:
         """Write the fitted estimator into a new folder: safetensors and JSON, no pickle.
@@ -419,6 +452,18 @@ class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
         tags.input_tags.categorical = True
         tags.input_tags.string = True
         return tags
+
+
+@contextmanager
+def _own_random(device: torch.device, seed: int) -> Iterator[None]:
+    """Seed torch's generators of the CPU and of one device, and leave them as they were."""
+    cuda = device.type == "cuda"
+    with torch.random.fork_rng([device] if cuda else []):
+        torch.default_generator.manual_seed(seed)
+        if cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
 
 
 def _device(device: str) -> torch.device:

@@ -1,5 +1,7 @@
 """The TabNSA block: attention over columns beside a TabMixer, for S networks at once."""
 
+from typing import TypedDict
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -33,6 +35,16 @@ class TabMixer(nn.Module):
         dropout = self.dropout if self.training else 0.0
         weights = tabmixer.Weights(*self.parameters())  # made in this order
         return tabmixer.tab_mixer(x, weights, dropout=dropout, impl=self.impl)
+
+
+class _Layout(TypedDict):
+    """Which blocks sparse attention selects from, as arguments of `nsa`'s functions."""
+
+    block: int
+    stride: int
+    select_block: int
+    n_select: int
+    causal: bool
 
 
 class ColumnAttention(nn.Module):
@@ -72,6 +84,27 @@ class ColumnAttention(nn.Module):
         out: Tensor = self.dropout(self.out(mixed.flatten(1, 2)))
         return out.view(x.shape)
 
+    def selected(self, x: Tensor) -> Tensor:
+        """Return `[S, R, T]`: the share of other blocks' columns that select each one's block.
+
+        Sparse attention alone selects. All heads count alike; of tokens `[S, T, R, D]`, as
+        `forward` takes them. A single block is selected by no other: zeros.
+        """
+        networks, columns, rows, _ = x.shape
+        x = x[:, self.order]
+        q, k, _ = self._by_row(self.projections(self.norm(x).flatten(1, 2)), x.shape).chunk(3, 2)
+        chosen = nsa.selected_blocks(q, k, **self._layout(), impl=self.impl)
+        # A column's first choice is its own block.
+        others = chosen[..., 1:].flatten(1) + 1
+        count = -(-columns // self.settings.block)
+        times = torch.zeros(len(others), count + 1, device=x.device)
+        times.scatter_add_(1, others, torch.ones((), device=x.device).expand(others.shape))
+        block_of = torch.arange(columns, device=x.device) // self.settings.block
+        outside = columns - block_of.bincount(minlength=count)
+        shares = times[:, 1:] / (outside * self.settings.heads).clamp_min(1)
+        by_column = shares[:, block_of][:, self.order.argsort()]
+        return by_column.view(networks, rows, columns)
+
     def _by_row(self, tokens: Tensor, shape: torch.Size) -> Tensor:
         """Return `[S, T * R, n * H * E]` as sequences of columns `[S * R, T, n * H, E]`."""
         networks, columns, rows, width = shape
@@ -89,13 +122,19 @@ class ColumnAttention(nn.Module):
             k,
             v,
             gates=gates.transpose(1, 2).reshape(networks * rows, columns, heads, 3),
-            block=settings.block,
-            stride=settings.block,
-            select_block=settings.block,
-            n_select=settings.selected,
+            **self._layout(),
             window=settings.window,
-            causal=False,
             impl=self.impl,
+        )
+
+    def _layout(self) -> _Layout:
+        block = self.settings.block
+        return _Layout(
+            block=block,
+            stride=block,
+            select_block=block,
+            n_select=self.settings.selected,
+            causal=False,
         )
 
 

@@ -1,4 +1,4 @@
-"""What drove a prediction: each column's share of it, by integrated gradients."""
+"""What drove a prediction: each column's share, by integrated gradients or by selection."""
 
 from collections.abc import Iterator
 
@@ -35,6 +35,12 @@ def contributions(network: TabNSANetwork, rows: Encoded, baseline: Tensor, loss:
     with torch.no_grad():
         parts = [_shares(network, part, baseline, loss) for part in _tokens(network, rows)]
         return torch.cat(parts)
+
+
+def selections(network: TabNSANetwork, rows: Encoded) -> Tensor:
+    """Return `[N, T]`: how often sparse attention selects each token; rows `[1, F, N]`."""
+    with torch.no_grad():
+        return torch.cat([network.selected(part) for part in _tokens(network, rows)])
 
 
 def _tokens(network: TabNSANetwork, rows: Encoded) -> Iterator[Tensor]:

@@ -66,11 +66,28 @@ class TabNSANetwork(nn.Module):
 
     def answer(self, tokens: Tensor) -> Tensor:
         """Answer for tokens `[S, T, B, D]`: `[S, M, B, O]`."""
-        if self.members > 1:
-            tokens = (tokens[:, :, None] * self.adapter).flatten(2, 3)
-        hidden: Tensor = self.readout(self.blocks(tokens))
+        hidden: Tensor = self.readout(self.blocks(self._by_member(tokens)))
         hidden = hidden.unflatten(1, (self.members, -1))
         return hidden @ self.head + self.head_bias
+
+    def selected(self, tokens: Tensor) -> Tensor:
+        """Return how often tokens `[S, T, B, D]` are selected, as a share `[B, T]`.
+
+        See `ColumnAttention.selected`; averaged over blocks of the network, networks and members.
+        """
+        x, shares = self._by_member(tokens), []
+        for block in self.blocks:
+            assert isinstance(block, TabNSABlock)
+            shares += [b.selected(x) for b in block.branches if isinstance(b, ColumnAttention)]
+            x = block(x)
+        by_member: Tensor = torch.stack(shares).unflatten(2, (self.members, -1))
+        return by_member.mean((0, 1, 2))
+
+    def _by_member(self, tokens: Tensor) -> Tensor:
+        """Return the tokens of all members, `[S, T, M * B, D]`."""
+        if self.members == 1:
+            return tokens
+        return (tokens[:, :, None] * self.adapter).flatten(2, 3)
 
 
 class Readout(nn.Module):

@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from hashtab.kernels import nsa
 from hashtab.models.tabular import TabNSAClassifier, TabNSARegressor
+from hashtab.models.tabular.blocks import ColumnAttention
 from hashtab.models.tabular.embedding import Encoded
 from hashtab.models.tabular.explain import contributions, mean_tokens
 from hashtab.models.tabular.losses import CrossEntropy, Pinball, SquaredError
@@ -185,3 +187,56 @@ def test_shared_tokens_are_not_explained() -> None:
 def test_only_fitted_estimators_explain(make: Callable[[], Any]) -> None:
     with pytest.raises(ValueError, match="not fitted"):
         make().explain(X)
+
+
+def sparse(**settings: Any) -> TabNSAClassifier:
+    chosen: dict[str, Any] = {"attention": "sparse", "block": 2, "selected": 2, "folds": 2}
+    return classifier(**chosen | settings).fit(X, LABELS)
+
+
+def test_selection_is_told_column_by_column() -> None:
+    shares = sparse().selections(X)
+    assert isinstance(shares, pd.DataFrame)
+    assert shares.columns.tolist() == X.columns.tolist()
+    assert shares.index.equals(X.index)
+    blocks = -(-X.shape[1] // 2)
+    assert 0 <= shares.to_numpy().min() < shares.to_numpy().max() <= 1
+    assert shares.nunique().max() > 1  # rows select differently
+    everything = sparse(selected=blocks).selections(X)
+    np.testing.assert_allclose(everything, np.ones(X.shape))
+    nothing = sparse(selected=1).selections(X[:5])
+    assert not nothing.to_numpy().any()
+
+
+def test_selection_is_what_the_operator_selects() -> None:
+    model = sparse(folds=1, blocks=1)
+    attention = next(m for m in model.network_.modules() if isinstance(m, ColumnAttention))
+    rows = Encoded(
+        *(part[..., :1] for part in model._encode(*model._inputs(model.table_.frame(X, model))))
+    )
+    tokens = model.network_.tokens(rows)
+    q, k, _ = attention._by_row(
+        attention.projections(attention.norm(tokens[:, attention.order]).flatten(1, 2)),
+        tokens.shape,
+    ).chunk(3, 2)
+    seen = nsa.selected_blocks(q, k, block=2, stride=2, select_block=2, n_select=2, causal=False)
+    place, columns = attention.order.tolist(), X.shape[1]
+    found = np.zeros(columns)
+    for at in range(columns):
+        for head in range(2):
+            block = int(seen[0, at, head, 1])
+            for position in range(2 * block, min(2 * block + 2, columns)):
+                found[place[position]] += 1
+    sizes = [2 if at < columns - columns % 2 else 1 for at in range(columns)]
+    outside = {place[at]: columns - sizes[at] for at in range(columns)}
+    expected = [found[token] / (2 * outside[token]) for token in range(columns)]
+    by_token = model.selections(X[:1]).to_numpy()[0][model._column_of()]
+    np.testing.assert_allclose(by_token, expected, rtol=1e-6)
+
+
+def test_what_does_not_select_says_so(fitted: TabNSAClassifier) -> None:
+    with pytest.raises(ValueError, match='selections needs attention="sparse"'):
+        fitted.selections(X)
+    shared = sparse(columns="shared", readout="mean")
+    with pytest.raises(ValueError, match='selections needs columns="own"'):
+        shared.selections(X)
