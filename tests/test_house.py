@@ -58,7 +58,7 @@ def test_kernels_and_models_import_with_torch_alone() -> None:
         "import sys\n"
         f"for name in {blocked}: sys.modules[name] = None\n"
         "import hashtab.kernels.sdim, hashtab.kernels.dense, hashtab.kernels.nsa\n"
-        "import hashtab.kernels.tabmixer\n"
+        "import hashtab.kernels.piecewise, hashtab.kernels.tabmixer\n"
         "import hashtab.models.ctr, hashtab.models.mixers, hashtab.models.tabular\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

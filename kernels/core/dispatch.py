@@ -2,10 +2,12 @@
 
 import functools
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, get_args
 
 import torch
+from torch import Tensor
 
 from hashtab.kernels.core import native
 
@@ -42,6 +44,31 @@ def use_native(impl: str, device: torch.device, source: Path) -> bool:
         raise RuntimeError(f"impl='native' cannot run: {reason}")
     _warn_once(reason)
     return False
+
+
+def use_native_real(impl: str, x: Tensor, source: Path, builds: Callable[[], bool]) -> bool:
+    """Decide as `use_native`, for native code that is for float32 and float64 alone.
+
+    Args:
+        impl: which implementation, checked.
+        x: a tensor of the operator's dtype, where its tensors lie.
+        source: the C file that implements the operator.
+        builds: says whether it builds; a constant to torch.compile, since what runs is decided
+            while a graph is traced, and tracing cannot look for a compiler.
+
+    Raises:
+        RuntimeError: `"native"` was asked for and cannot run, with the reason.
+    """
+    real = x.dtype in (torch.float32, torch.float64)
+    if impl == "reference" or (impl == "auto" and (torch.compiler.is_exporting() or not real)):
+        return False
+    if not real:
+        raise RuntimeError(
+            f"impl='native' cannot run: it is for float32 and float64, not {x.dtype}"
+        )
+    if x.device.type == "cpu" and builds():
+        return True
+    return use_native(impl, x.device, source)
 
 
 @functools.cache

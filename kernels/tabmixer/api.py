@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hashtab.kernels.core import checks, native
-from hashtab.kernels.core.dispatch import Impl, check_impl, use_native
+from hashtab.kernels.core.dispatch import Impl, check_impl, use_native_real
 from hashtab.kernels.core.library import apply
 from hashtab.kernels.tabmixer import ops as _ops  # noqa: F401  registers torch.ops.hashtab.*
 from hashtab.kernels.tabmixer import reference
-from hashtab.kernels.tabmixer.native import SOURCE, SUFFIX
+from hashtab.kernels.tabmixer.native import SOURCE
 
 _hashtab = torch.ops.hashtab
 
@@ -96,7 +96,7 @@ def tab_mixer(
     elif seeds.shape != (3,) or seeds.dtype != torch.int64 or seeds.device.type != "cpu":
         found = f"{tuple(seeds.shape)} {seeds.dtype} on {seeds.device}"
         raise ValueError(f"seeds must be [3] int64 on the CPU, got {found}")
-    if _use_native(impl, x):
+    if use_native_real(impl, x, SOURCE, _native_builds):
         return apply(_TabMixer, x, seeds, threshold, *weights)
     with torch.autocast(x.device.type, enabled=False):
         return reference.tab_mixer(x, list(weights), seeds, threshold)
@@ -127,7 +127,7 @@ def layer_norm(
     shape = (x.shape[0], 1, 1, x.shape[3])
     _check_alike("weight", weight, x, shape)
     _check_alike("bias", bias, x, shape)
-    if _use_native(impl, x):
+    if use_native_real(impl, x, SOURCE, _native_builds):
         return apply(_LayerNorm, x, weight, bias, by_row)
     with torch.autocast(x.device.type, enabled=False):
         y = reference.layer_norm(x, weight, bias)
@@ -164,21 +164,6 @@ def _check_alike(name: str, tensor: Tensor, x: Tensor, shape: tuple[int, ...]) -
         raise ValueError(f"{name} must be {shape} for this x, got {tuple(tensor.shape)}")
     if tensor.device != x.device:
         raise ValueError(f"{name} must be on the device of x, {x.device}, got {tensor.device}")
-
-
-def _use_native(impl: str, x: Tensor) -> bool:
-    if impl == "reference":
-        return False
-    # What runs is decided while a graph is traced, and tracing cannot look for a compiler.
-    if impl == "auto" and (torch.compiler.is_exporting() or x.dtype not in SUFFIX):
-        return False
-    if x.dtype not in SUFFIX:
-        raise RuntimeError(
-            f"impl='native' cannot run: it is for float32 and float64, not {x.dtype}"
-        )
-    if x.device.type == "cpu" and _native_builds():
-        return True
-    return use_native(impl, x.device, SOURCE)
 
 
 def _native_builds() -> bool:

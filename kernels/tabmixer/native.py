@@ -8,7 +8,7 @@ from torch import Tensor
 from hashtab.kernels.core import native
 
 SOURCE = Path(__file__).with_name("native.c")
-SUFFIX = {torch.float32: "float", torch.float64: "double"}
+_SUFFIX = {torch.float32: "float", torch.float64: "double"}
 _TASKS = 16  # into which a backward pass is cut, whatever the number of threads
 
 
@@ -71,4 +71,4 @@ def _seeds(seeds: Tensor | None) -> Tensor:
 
 
 def _call(function: str, tensors: list[Tensor], *sizes: int) -> None:
-    native.call(SOURCE, f"{function}_{SUFFIX[tensors[-1].dtype]}", tensors, sizes)
+    native.call(SOURCE, f"{function}_{_SUFFIX[tensors[-1].dtype]}", tensors, sizes)

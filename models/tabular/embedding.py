@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hashtab.kernels import piecewise
 from hashtab.kernels.core.library import apply
 from hashtab.models.tabular.settings import SizedSettings
 from hashtab.models.tabular.stacked import uniform
@@ -60,10 +61,9 @@ class NumericTokens(nn.Module):
     equation 2).
     """
 
-    bins: Tensor
-
     def __init__(self, networks: int, columns: int, settings: SizedSettings) -> None:
         super().__init__()
+        self.impl: piecewise.Impl = "auto"
         self.kind = settings.numeric
         features = {"piecewise": settings.bins, "periodic": 2 * settings.bins, "linear": 0}
         count = features[settings.numeric]
@@ -74,24 +74,16 @@ class NumericTokens(nn.Module):
             weight[:, :, :count].uniform_(-bound, bound)
             self.frequency = nn.Parameter(0.1 * torch.randn(networks, columns, 1, settings.bins))
         self.weight = nn.Parameter(weight)
-        self.register_buffer("bins", torch.arange(float(settings.bins)), persistent=False)
 
     def forward(self, x: Encoded) -> Tensor:
         """Return tokens `[S, Fn, B, D]`."""
-        parts = [x.linear[..., None], x.missing[..., None].to(x.linear)]
-        features = self._features(x)
-        if features:
-            shape = features[0].shape[:-1]
-            parts = [*features, *(part.expand(*shape, 1) for part in parts)]
-        return torch.cat(parts, -1) @ self.weight
-
-    def _features(self, x: Encoded) -> list[Tensor]:
-        if self.kind == "piecewise":
-            return [(x.place[..., None] - self.bins).clamp(0, 1)]
-        if self.kind == "periodic":
-            angle = 2 * math.pi * self.frequency * x.linear[..., None]
-            return [angle.cos(), angle.sin()]
-        return []
+        if self.kind != "periodic":  # of no bins, a piecewise embedding is a linear one
+            return piecewise.embed(x.linear, x.place, x.missing, self.weight, impl=self.impl)
+        angle = 2 * math.pi * self.frequency * x.linear[..., None]
+        features = [angle.cos(), angle.sin()]
+        others = torch.stack([x.linear, x.missing.to(x.linear)], -1)
+        others = others.expand(*angle.shape[:-1], 2)
+        return torch.cat([*features, others], -1) @ self.weight
 
 
 class _Lookup(torch.autograd.Function):

@@ -27,8 +27,8 @@ class Linear(nn.Module):
         self.bias = uniform(networks, 1, outputs, fan_in=inputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply each network's layer to its rows."""
-        return torch.baddbmm(self.bias, x, self.weight)
+        """Apply each network's layer to its rows, in their dtype."""
+        return torch.baddbmm(self.bias.to(x.dtype), x, self.weight.to(x.dtype))
 
 
 class ColumnLinear(nn.Module):

@@ -92,7 +92,7 @@ import sys
 for name in ("ray", "mlflow", "polars", "pandas", "sklearn", "pyarrow", "triton"):
     sys.modules[name] = None
 """
-    names = ("sdim", "dense", "nsa", "tabmixer")
+    names = ("sdim", "dense", "nsa", "piecewise", "tabmixer")
     use = "".join(f"import hashtab.kernels.{name}\n" for name in names)
     result = subprocess.run(
         [sys.executable, "-c", code + use],
