@@ -230,6 +230,13 @@ def test_learns_and_predicts_labels(fitted: TabNSAClassifier) -> None:
 # Randomness
 
 
+def test_a_row_is_answered_alone_as_among_others(regression: TabNSARegressor) -> None:
+    x, _ = numbers()
+    together = regression.predict(x)
+    alone = np.concatenate([regression.predict(x[i : i + 1]) for i in range(20)])
+    np.testing.assert_allclose(alone, together[:20], rtol=1e-12)
+
+
 @both
 def test_the_seed_alone_decides(make: Callable[..., Any]) -> None:
     x, _ = numbers(40)
