@@ -72,8 +72,20 @@ class NumericEncoder(nn.Module):
         x = torch.where(missing, self.center, numbers).clamp(-_BOUND, _BOUND)
         z = ((x - self.center) * self.factor).clamp(-_STEEP, _STEEP)
         z = z / torch.sqrt(1 + (z / 3) ** 2)
-        place = ((x[..., None] - self.left) / self.width).clamp(0, 1).sum(-1)
+        exporting = torch.compiler.is_exporting()  # ONNX cannot search
+        place = self._place_by_sum(x) if exporting else self._place_by_search(x)
         return z.float(), place.float(), missing
+
+    def _place_by_sum(self, x: Tensor) -> Tensor:
+        return ((x[..., None] - self.left) / self.width).clamp(0, 1).sum(-1)
+
+    def _place_by_search(self, x: Tensor) -> Tensor:
+        """Return the same, in memory and time that hardly know the number of bins."""
+        by_column = x.T.contiguous()
+        begun = torch.searchsorted(self.left, by_column, right=True)
+        last = (begun - 1).clamp_min(0)
+        share = (by_column - self.left.gather(1, last)) / self.width.gather(1, last)
+        return (last + share.clamp(0, 1)).T
 
 
 def _quantiles(values: Numbers, at: Numbers) -> Numbers:

@@ -47,6 +47,21 @@ def test_a_quantile_is_one_bin_further() -> None:
     assert linear[BINS // 2].abs() < 1e-6  # the median
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(anything, min_size=1, max_size=30),
+    st.lists(anything, min_size=1, max_size=30),
+    st.integers(1, 12),
+)
+def test_a_place_is_found_as_by_its_definition(
+    fit: list[float], values: list[float], bins: int
+) -> None:
+    encoder = fitted(fit, bins)
+    x = torch.tensor(values, dtype=torch.float64).clamp(-1e30, 1e30)[:, None]
+    found, expected = encoder._place_by_search(x), encoder._place_by_sum(x)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+
+
 def test_a_missing_number_is_the_median_and_marked() -> None:
     encoder = fitted([1, 2, 3, 10, float("nan")])
     linear, place, missing = encoded(encoder, [float("nan"), 2.5])
