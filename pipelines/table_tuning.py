@@ -57,7 +57,7 @@ class TableSearchSpace(Ranges):
     dropout: tuple[float, ...] = (0.0, 0.4)
     width: tuple[int, ...] = (8, 16, 32)
     mixer_width: tuple[int, ...] = (16, 32, 64)
-    bins: tuple[int, ...] = (4, 8, 16, 32)
+    bins: tuple[int, ...] = (4, 8, 16, 32, 64, 128)
     readout_width: tuple[int, ...] = (64, 128, 256)
 
     def __post_init__(self) -> None:

@@ -74,7 +74,7 @@ SPACES: dict[str, dict[str, Between | OneOf]] = {
         "dropout": Between(0.0, 0.4),
         "width": OneOf((8, 16, 32)),
         "mixer_width": OneOf((16, 32, 64)),
-        "bins": OneOf((4, 8, 16, 32)),
+        "bins": OneOf((4, 8, 16, 32, 64, 128)),
         "readout_width": OneOf((64, 128, 256)),
     },
 }

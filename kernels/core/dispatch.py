@@ -46,6 +46,19 @@ def use_native(impl: str, device: torch.device, source: Path) -> bool:
     return False
 
 
+def native_builds(source: Path) -> Callable[[], bool]:
+    """Return a function that says whether a C file builds here, a constant to torch.compile.
+
+    What runs is decided while a graph is traced, and tracing cannot look for a compiler.
+    """
+
+    def builds() -> bool:
+        return native.why_not(source) is None
+
+    torch.compiler.assume_constant_result(builds)
+    return builds
+
+
 def use_native_real(impl: str, x: Tensor, source: Path, builds: Callable[[], bool]) -> bool:
     """Decide as `use_native`, for native code that is for float32 and float64 alone.
 
@@ -53,13 +66,12 @@ def use_native_real(impl: str, x: Tensor, source: Path, builds: Callable[[], boo
         impl: which implementation, checked.
         x: a tensor of the operator's dtype, where its tensors lie.
         source: the C file that implements the operator.
-        builds: says whether it builds; a constant to torch.compile, since what runs is decided
-            while a graph is traced, and tracing cannot look for a compiler.
+        builds: `native_builds` of the file.
 
     Raises:
         RuntimeError: `"native"` was asked for and cannot run, with the reason.
     """
-    real = x.dtype in (torch.float32, torch.float64)
+    real = x.dtype in native.SUFFIX
     if impl == "reference" or (impl == "auto" and (torch.compiler.is_exporting() or not real)):
         return False
     if not real:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 HEADERS = Path(__file__).parent  # what C files of several operators include lies here
 FLAGS = ("-O3", "-march=native", "-std=c11", "-fno-math-errno", "-fopenmp", "-fPIC", "-shared")
+SUFFIX = {torch.float32: "float", torch.float64: "double"}  # of functions made for both
 CACHE_VARIABLE = "HASHTAB_CACHE_DIR"
 
 

@@ -31,8 +31,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hashtab.kernels.core import checks, native
-from hashtab.kernels.core.dispatch import Impl, check_impl, use_native
+from hashtab.kernels.core import checks
+from hashtab.kernels.core.dispatch import Impl, check_impl, native_builds, use_native
 from hashtab.kernels.core.library import apply
 from hashtab.kernels.core.precision import sums_dtype
 from hashtab.kernels.nsa import ops as _ops  # noqa: F401  registers torch.ops.hashtab.nsa_*
@@ -42,6 +42,7 @@ from hashtab.kernels.nsa.native import SOURCE
 from hashtab.kernels.nsa.reference import Keys
 
 _hashtab = torch.ops.hashtab
+_native_builds = native_builds(SOURCE)
 
 Pair = Tensor | tuple[Tensor, Tensor]
 
@@ -304,19 +305,11 @@ def _check_gates(gates: Tensor, q: Tensor) -> None:
 
 
 def _use_native(impl: str, device: torch.device) -> bool:
-    # What runs is decided while a graph is traced, and tracing cannot look for a compiler.
     if impl == "auto" and (device.type != "cpu" or torch.compiler.is_exporting()):
         return False
     if impl != "reference" and device.type == "cpu" and _native_builds():
         return True
     return use_native(impl, device, SOURCE)
-
-
-def _native_builds() -> bool:
-    return native.why_not(SOURCE) is None
-
-
-torch.compiler.assume_constant_result(_native_builds)
 
 
 def _by_definition(

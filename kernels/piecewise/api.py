@@ -17,14 +17,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hashtab.kernels.core import checks, native
-from hashtab.kernels.core.dispatch import Impl, check_impl, use_native_real
+from hashtab.kernels.core import checks
+from hashtab.kernels.core.dispatch import Impl, check_impl, native_builds, use_native_real
 from hashtab.kernels.core.library import apply
 from hashtab.kernels.piecewise import ops as _ops  # noqa: F401  registers torch.ops.hashtab.*
 from hashtab.kernels.piecewise import reference
 from hashtab.kernels.piecewise.native import SOURCE
 
 _hashtab = torch.ops.hashtab
+_native_builds = native_builds(SOURCE)
 
 
 def embed(
@@ -64,7 +65,10 @@ def _check(linear: Tensor, place: Tensor, missing: Tensor, weight: Tensor) -> No
     checks.check_rows("weight", weight, "[S, F, K + 2, D]")
     checks.check_rows("place", place, "[S, F, B]")
     if weight.shape[2] < 2:
-        raise ValueError(f"weight must be [S, F, K + 2, D], got {tuple(weight.shape)}")
+        raise ValueError(
+            "weight must be [S, F, K + 2, D] with K >= 0, so 2 at least in its third dimension, "
+            f"got {tuple(weight.shape)}"
+        )
     if place.shape[0] not in (1, weight.shape[0]) or place.shape[1] != weight.shape[1]:
         raise ValueError(
             f"place must be [S, F, B] or [1, F, B] for the weight of {tuple(weight.shape)}, got "
@@ -80,13 +84,6 @@ def _check(linear: Tensor, place: Tensor, missing: Tensor, weight: Tensor) -> No
                 f"{tuple(tensor.shape)}"
             )
     checks.check_same_device(linear=linear, place=place, missing=missing, weight=weight)
-
-
-def _native_builds() -> bool:
-    return native.why_not(SOURCE) is None
-
-
-torch.compiler.assume_constant_result(_native_builds)
 
 
 class _Embed(torch.autograd.Function):

@@ -20,10 +20,11 @@
 
 #else
 
-/* A place as the last bin begun and the share of it that is filled; NaN stays NaN. */
+/* A place as the last bin begun and the share of it that is filled; NaN stays NaN where there are
+ * bins at all. */
 static inline int64_t NAME(bin_of)(REAL place, int64_t bins, REAL *share) {
-    if (!(place > 0)) {
-        *share = place == place ? 0 : place;
+    if (!(place > 0) || bins == 0) {
+        *share = place == place || bins == 0 ? 0 : place;
         return 0;
     }
     if (place >= (REAL)bins) {
@@ -49,11 +50,10 @@ int NAME(embed)(const REAL *linear, const REAL *place, const uint8_t *missing, c
         /* Row k: all bins before k, full; one more row of zeros stands for a bin after the last. */
         REAL *full = calloc((size_t)((bins + 2) * size + 1), sizeof(REAL));
         failed |= full == NULL;
-        REAL *none = full + (bins + 1) * size;
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < networks * columns; i++) {
             if (failed) continue;
-            const REAL *w = weight + i * (bins + 2) * size;
+            const REAL *w = weight + i * (bins + 2) * size, *none = full + (bins + 1) * size;
             for (int64_t k = 0; k < bins; k++)
                 for (int64_t d = 0; d < size; d++)
                     full[(k + 1) * size + d] = full[k * size + d] + w[k * size + d];

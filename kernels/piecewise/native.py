@@ -2,13 +2,11 @@
 
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from hashtab.kernels.core import native
 
 SOURCE = Path(__file__).with_name("native.c")
-_SUFFIX = {torch.float32: "float", torch.float64: "double"}
 
 
 def embed(linear: Tensor, place: Tensor, missing: Tensor, weight: Tensor) -> Tensor:
@@ -17,7 +15,7 @@ def embed(linear: Tensor, place: Tensor, missing: Tensor, weight: Tensor) -> Ten
     out = weight.new_empty(networks, columns, place.shape[2], size)
     tensors = [linear, place, missing, weight, out]
     sizes = (networks, len(place), columns, place.shape[2], features - 2, size)
-    native.call(SOURCE, f"embed_{_SUFFIX[out.dtype]}", tensors, sizes)
+    native.call(SOURCE, f"embed_{native.SUFFIX[out.dtype]}", tensors, sizes)
     return out
 
 
@@ -29,5 +27,5 @@ def embed_backward(
     found = grad.new_empty(networks, columns, bins + 2, size)
     tensors = [grad, linear, place, missing, found]
     sizes = (networks, len(place), columns, rows, bins, size)
-    native.call(SOURCE, f"embed_backward_{_SUFFIX[found.dtype]}", tensors, sizes)
+    native.call(SOURCE, f"embed_backward_{native.SUFFIX[found.dtype]}", tensors, sizes)
     return found

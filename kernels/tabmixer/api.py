@@ -17,14 +17,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hashtab.kernels.core import checks, native
-from hashtab.kernels.core.dispatch import Impl, check_impl, use_native_real
+from hashtab.kernels.core import checks
+from hashtab.kernels.core.dispatch import Impl, check_impl, native_builds, use_native_real
 from hashtab.kernels.core.library import apply
 from hashtab.kernels.tabmixer import ops as _ops  # noqa: F401  registers torch.ops.hashtab.*
 from hashtab.kernels.tabmixer import reference
 from hashtab.kernels.tabmixer.native import SOURCE
 
 _hashtab = torch.ops.hashtab
+_native_builds = native_builds(SOURCE)
 
 
 class Weights(NamedTuple):
@@ -134,6 +135,41 @@ def layer_norm(
         return y.transpose(1, 2) if by_row else y
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor, *, impl: Impl = "auto") -> Tensor:
+    """Apply linear layers, each network's to its rows.
+
+    Native code sums in the order of the inputs, so that a row has the same result alone as among
+    others, which products of libraries do not promise. It has no gradient: where one is asked for,
+    `"auto"` is the definition.
+
+    Args:
+        x: `[S, R, I]`, rows.
+        weight: `[S, I, O]`.
+        bias: `[S, 1, O]`.
+        impl: which implementation; see the module.
+
+    Returns:
+        `[S, R, O]` in the dtype of `x`.
+
+    Raises:
+        RuntimeError: `impl` cannot run.
+        TypeError: a dtype is wrong.
+        ValueError: shapes are wrong.
+    """
+    check_impl(impl)
+    checks.check_rows("x", x, "[S, R, I]")
+    outputs = weight.shape[-1]
+    _check_alike("weight", weight, x, (len(x), x.shape[2], outputs))
+    _check_alike("bias", bias, x, (len(x), 1, outputs))
+    learns = torch.is_grad_enabled() and any(t.requires_grad for t in (x, weight, bias))
+    if learns and impl == "native":
+        raise RuntimeError("impl='native' cannot run: it has no gradient")
+    if not learns and use_native_real(impl, x, SOURCE, _native_builds):
+        summed: Tensor = _hashtab.stacked_linear(x, weight, bias)
+        return summed
+    return torch.baddbmm(bias, x, weight)
+
+
 def _threshold(dropout: float) -> int:
     """Return the number of bytes of 256 that drop."""
     if not 0 <= dropout < 1:
@@ -164,13 +200,6 @@ def _check_alike(name: str, tensor: Tensor, x: Tensor, shape: tuple[int, ...]) -
         raise ValueError(f"{name} must be {shape} for this x, got {tuple(tensor.shape)}")
     if tensor.device != x.device:
         raise ValueError(f"{name} must be on the device of x, {x.device}, got {tensor.device}")
-
-
-def _native_builds() -> bool:
-    return native.why_not(SOURCE) is None
-
-
-torch.compiler.assume_constant_result(_native_builds)
 
 
 class _TabMixer(torch.autograd.Function):

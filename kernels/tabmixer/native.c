@@ -25,7 +25,8 @@
 
 #include "exponential.h"
 
-enum { BYTES = 32, MAX_ROWS = 8, MAX_VECTORS = 2, BLOCK_WIDTH = 256, BLOCK_BYTES = 1 << 18 };
+enum { BYTES = 32, MAX_ROWS = 8, MAX_VECTORS = 2, BLOCK_WIDTH = 256, BLOCK_BYTES = 1 << 18,
+       LINEAR_ROWS = 4, LINEAR_BYTES = 64 };
 
 typedef struct {
     int64_t networks, tokens, rows, size, hidden, threshold, with_weights;
@@ -813,6 +814,70 @@ int NAME(layer_norm_backward)(const REAL *grad, const REAL *x, const REAL *weigh
         free(n.memory);
     }
     return failed;
+}
+
+/* LINEAR_ROWS results of one panel of columns, two vectors wide, or less in the last panel. Sums go
+ * over the inputs in their order, and there are always as many rows, so that a row's result knows
+ * nothing of the others. */
+static inline __attribute__((always_inline)) void NAME(linear_panel)(
+    const REAL *const x[LINEAR_ROWS], const REAL *weight, int64_t outputs, int64_t inputs,
+    REAL sums[LINEAR_ROWS][LINEAR_BYTES / sizeof(REAL)]) {
+    enum { VECTORS = LINEAR_BYTES / BYTES };
+    NAME(Vector) y[LINEAR_ROWS][VECTORS];
+#pragma GCC unroll 4
+    for (int i = 0; i < LINEAR_ROWS; i++)
+#pragma GCC unroll 2
+        for (int v = 0; v < VECTORS; v++) y[i][v] = AT(sums[i] + v * NAME(LANES));
+    for (int64_t k = 0; k < inputs; k++) {
+        const NAME(Vector) *right = (const NAME(Vector) *)(weight + k * outputs);
+#pragma GCC unroll 4
+        for (int i = 0; i < LINEAR_ROWS; i++)
+#pragma GCC unroll 2
+            for (int v = 0; v < VECTORS; v++) y[i][v] += x[i][k] * right[v];
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < LINEAR_ROWS; i++)
+#pragma GCC unroll 2
+        for (int v = 0; v < VECTORS; v++) AT(sums[i] + v * NAME(LANES)) = y[i][v];
+}
+
+static void NAME(linear_narrow)(const REAL *const x[LINEAR_ROWS], const REAL *weight,
+                                int64_t outputs, int64_t inputs, int64_t width,
+                                REAL sums[LINEAR_ROWS][LINEAR_BYTES / sizeof(REAL)]) {
+    for (int64_t k = 0; k < inputs; k++)
+        for (int i = 0; i < LINEAR_ROWS; i++)
+            for (int64_t j = 0; j < width; j++)
+                sums[i][j] = NAME(multiply_add)(x[i][k], weight[k * outputs + j], sums[i][j]);
+}
+
+/* out = x weight + bias for x [networks, rows, inputs] and weight [networks, inputs, outputs]. */
+int NAME(linear)(const REAL *x, const REAL *weight, const REAL *bias, REAL *out, int64_t networks,
+                 int64_t rows, int64_t inputs, int64_t outputs, int threads) {
+    enum { WIDTH = LINEAR_BYTES / sizeof(REAL) };
+    const int64_t panels = (outputs + WIDTH - 1) / WIDTH;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t p = 0; p < networks * panels; p++) {
+        const int64_t network = p / panels, begin = p % panels * WIDTH;
+        const int64_t width = least(WIDTH, outputs - begin);
+        const REAL *w = weight + network * inputs * outputs + begin;
+        const REAL *terms = bias + network * outputs + begin;
+        for (int64_t r = 0; r < rows; r += LINEAR_ROWS) {
+            const REAL *from[LINEAR_ROWS];
+            REAL sums[LINEAR_ROWS][WIDTH];
+            for (int i = 0; i < LINEAR_ROWS; i++) {
+                from[i] = x + (network * rows + least(r + i, rows - 1)) * inputs;
+                memcpy(sums[i], terms, (size_t)width * sizeof(REAL));
+            }
+            if (width == WIDTH)
+                NAME(linear_panel)(from, w, outputs, inputs, sums);
+            else
+                NAME(linear_narrow)(from, w, outputs, inputs, width, sums);
+            for (int64_t i = 0; i < least(LINEAR_ROWS, rows - r); i++)
+                memcpy(out + (network * rows + r + i) * outputs + begin, sums[i],
+                       (size_t)width * sizeof(REAL));
+        }
+    }
+    return 0;
 }
 
 #endif

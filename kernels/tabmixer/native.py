@@ -8,7 +8,6 @@ from torch import Tensor
 from hashtab.kernels.core import native
 
 SOURCE = Path(__file__).with_name("native.c")
-_SUFFIX = {torch.float32: "float", torch.float64: "double"}
 _TASKS = 16  # into which a backward pass is cut, whatever the number of threads
 
 
@@ -62,6 +61,13 @@ def layer_norm_backward(
     return grad_x, grad_weights.sum(1)
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return `[S, R, O]` of rows `[S, R, I]`."""
+    out = x.new_empty(*x.shape[:2], weight.shape[2])
+    _call("linear", [x, weight, bias, out], *x.shape, weight.shape[2])
+    return out
+
+
 def _parts(x: Tensor) -> int:
     return max(1, min(-(-_TASKS // max(len(x), 1)), x.shape[2] // 16))
 
@@ -71,4 +77,4 @@ def _seeds(seeds: Tensor | None) -> Tensor:
 
 
 def _call(function: str, tensors: list[Tensor], *sizes: int) -> None:
-    native.call(SOURCE, f"{function}_{_SUFFIX[tensors[-1].dtype]}", tensors, sizes)
+    native.call(SOURCE, f"{function}_{native.SUFFIX[tensors[-1].dtype]}", tensors, sizes)

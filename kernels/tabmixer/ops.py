@@ -27,6 +27,10 @@ def _norm_backward_fake(_grad: Tensor, x: Tensor, *_: Any) -> tuple[Tensor, Tens
     return x.new_empty(x.shape), x.new_empty(len(x), 2, 1, 1, x.shape[3])
 
 
+def _linear_fake(x: Tensor, weight: Tensor, _bias: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:2], weight.shape[2])
+
+
 _INPUTS = "Tensor x, Tensor weights, Tensor? seeds, int hidden, int threshold"
 
 register("tab_mixer", f"({_INPUTS}) -> Tensor", native.tab_mixer, _mixer_fake)
@@ -47,4 +51,10 @@ register(
     "(Tensor grad, Tensor x, Tensor weight, bool by_row) -> (Tensor, Tensor)",
     native.layer_norm_backward,
     _norm_backward_fake,
+)
+register(
+    "stacked_linear",
+    "(Tensor x, Tensor weight, Tensor bias) -> Tensor",
+    native.linear,
+    _linear_fake,
 )

@@ -352,25 +352,35 @@ class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
 
         A column's attention selects a few blocks of columns beside its own. The share is that of
         the columns of other blocks which select a column's block, averaged over heads, blocks of
-        the network and networks: 0 for what no other column looks at, 1 for what all do. It says
-        what was read; `explain` says what it did.
+        the network and networks. A column that nobody selects is still read: by its own block,
+        through compressed blocks and in windows. What it all came to, `explain` says.
 
         Returns:
             A frame of the type of `x` as `explain` returns it, of shares in [0, 1].
 
         Raises:
-            ValueError: the estimator has no sparse attention, or columns share tokens.
+            ValueError: nothing selects: the estimator has no sparse attention, or its columns make
+                one block, or each selects its own block alone; or columns share tokens.
         """
         check_is_fitted(self)
-        if self.network_.settings.attention != "sparse":
-            raise ValueError('selections needs attention="sparse": no other attention selects')
         self._check_own_tokens("selections")
+        settings, tokens = self.network_.settings, len(self._column_of())
+        if settings.attention != "sparse" or settings.blocks == 0:
+            raise ValueError(
+                'selections needs attention="sparse" and a block of the network at least: nothing '
+                "else selects"
+            )
+        if settings.selected == 1 or tokens <= settings.block:
+            raise ValueError(
+                "selections needs columns that select other blocks than their own, got "
+                f"selected={settings.selected} and block={settings.block} for {tokens} columns "
+                "(with the statistics of categories); fit with a larger selected or a smaller block"
+            )
         frame = self.table_.frame(x, self)
         with threads(self.n_jobs):
             rows = self._encode(*self._inputs(frame))
             shares = self._by_column(explain.selections(self.network_, rows))
-        tokens = np.bincount(self._column_of(), minlength=self.n_features_in_)
-        return frame.like(shares / tokens)
+        return frame.like(shares / np.bincount(self._column_of()))
 
     def _check_own_tokens(self, what: str) -> None:
         if isinstance(self.network_.tokens, SharedTokens):
@@ -456,13 +466,15 @@ class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
 
 @contextmanager
 def _own_random(device: torch.device, seed: int) -> Iterator[None]:
-    """Seed torch's generators of the CPU and of one device, and leave them as they were."""
+    """Seed torch's generators; leave those of the CPU and of a CUDA device as they were."""
     cuda = device.type == "cuda"
     with torch.random.fork_rng([device] if cuda else []):
-        torch.default_generator.manual_seed(seed)
-        if cuda:
+        if cuda:  # and no other GPU
+            torch.default_generator.manual_seed(seed)
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
+        else:
+            torch.manual_seed(seed)
         yield
 
 

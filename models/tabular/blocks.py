@@ -87,8 +87,7 @@ class ColumnAttention(nn.Module):
     def selected(self, x: Tensor) -> Tensor:
         """Return `[S, R, T]`: the share of other blocks' columns that select each one's block.
 
-        Sparse attention alone selects. All heads count alike; of tokens `[S, T, R, D]`, as
-        `forward` takes them. A single block is selected by no other: zeros.
+        Of sparse attention to tokens `[S, T, R, D]`, as `forward` takes them; heads count alike.
         """
         networks, columns, rows, _ = x.shape
         x = x[:, self.order]
@@ -101,7 +100,7 @@ class ColumnAttention(nn.Module):
         times.scatter_add_(1, others, torch.ones((), device=x.device).expand(others.shape))
         block_of = torch.arange(columns, device=x.device) // self.settings.block
         outside = columns - block_of.bincount(minlength=count)
-        shares = times[:, 1:] / (outside * self.settings.heads).clamp_min(1)
+        shares = times[:, 1:] / (outside * self.settings.heads)
         by_column = shares[:, block_of][:, self.order.argsort()]
         return by_column.view(networks, rows, columns)
 

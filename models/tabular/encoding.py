@@ -99,8 +99,9 @@ def _quantiles(values: Numbers, at: Numbers) -> Numbers:
 def _edges(values: Numbers, bins: int) -> Numbers:
     """Return up to `bins + 1` edges of sorted values, all different.
 
-    A value that many rows share takes several quantiles at once. So as many quantiles are asked for
-    as leave `bins + 1` that differ: a column that is mostly zero has its bins where it is not.
+    A value that many rows share takes several quantiles at once. So about as many quantiles are
+    asked for as leave `bins + 1` that differ: a column that is mostly zero has its bins where it is
+    not.
     """
     distinct = np.unique(values)
     if len(distinct) <= bins + 1:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from hashtab.kernels import tabmixer
 from hashtab.models.tabular.blocks import ColumnAttention, TabNSABlock
 from hashtab.models.tabular.embedding import Encoded, SharedTokens, TableTokens
 from hashtab.models.tabular.order import correlation_order
@@ -56,26 +57,21 @@ class TabNSANetwork(nn.Module):
             if isinstance(module, ColumnAttention) and module.sparse:
                 module.order.copy_(correlation_order(rows))
 
-    def forward(self, x: Encoded, sums: torch.dtype | None = None) -> Tensor:
-        """Answer for rows `[S, F, B]`, or `[1, F, B]` for all networks alike: `[S, M, B, O]`.
-
-        Args:
-            x: the rows.
-            sums: dtype of the readout's sums and of the answers, that of the weights when None. In
-                float64, what is left of the order in which a library sums does not show: a row has
-                the same answer alone as among others.
-        """
-        return self.answer(self.tokens(x), sums)
+    def forward(self, x: Encoded) -> Tensor:
+        """Answer for rows `[S, F, B]`, or `[1, F, B]` for all networks alike: `[S, M, B, O]`."""
+        return self.answer(self.tokens(x))
 
     def rows_at_once(self) -> int:
         """Return how many rows fit at once, so that memory does not grow with rows or columns."""
         return max(1, min(_ROWS, _ELEMENTS // (self.features * len(self.head))))
 
-    def answer(self, tokens: Tensor, sums: torch.dtype | None = None) -> Tensor:
-        """Answer for tokens `[S, T, B, D]`: `[S, M, B, O]`; `sums` as in `forward`."""
-        hidden: Tensor = self.readout(self.blocks(self._by_member(tokens)), sums)
+    def answer(self, tokens: Tensor) -> Tensor:
+        """Answer for tokens `[S, T, B, D]`: `[S, M, B, O]`."""
+        hidden: Tensor = self.readout(self.blocks(self._by_member(tokens)))
         hidden = hidden.unflatten(1, (self.members, -1))
-        return hidden @ self.head.to(hidden.dtype) + self.head_bias
+        parts = (part.flatten(0, 1) for part in (hidden, self.head, self.head_bias))
+        answers: Tensor = tabmixer.linear(*parts, impl=self.readout.linear.impl)
+        return answers.view(*hidden.shape[:3], self.head.shape[-1])
 
     def selected(self, tokens: Tensor) -> Tensor:
         """Return how often tokens `[S, T, B, D]` are selected, as a share `[B, T]`.
@@ -83,10 +79,11 @@ class TabNSANetwork(nn.Module):
         See `ColumnAttention.selected`; averaged over blocks of the network, networks and members.
         """
         x, shares = self._by_member(tokens), []
-        for block in self.blocks:
+        for i, block in enumerate(self.blocks):
             assert isinstance(block, TabNSABlock)
             shares += [b.selected(x) for b in block.branches if isinstance(b, ColumnAttention)]
-            x = block(x)
+            if i + 1 < len(self.blocks):
+                x = block(x)
         by_member: Tensor = torch.stack(shares).unflatten(2, (self.members, -1))
         return by_member.mean((0, 1, 2))
 
@@ -108,9 +105,9 @@ class Readout(nn.Module):
         self.linear = Linear(networks, inputs, settings.readout_width)
         self.dropout = Dropout(settings.dropout)
 
-    def forward(self, x: Tensor, sums: torch.dtype | None = None) -> Tensor:
-        """Read the tokens; `sums` as in `TabNSANetwork.forward`."""
-        x = self.norm(x, by_row=self.flattens).to(sums or x.dtype)
+    def forward(self, x: Tensor) -> Tensor:
+        """Read the tokens."""
+        x = self.norm(x, by_row=self.flattens)
         x = x.flatten(2) if self.flattens else x.mean(1)
         hidden: Tensor = self.dropout(self.linear(x).relu())
         return hidden

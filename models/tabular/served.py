@@ -10,7 +10,7 @@ from hashtab.models.tabular.embedding import Encoded, NumericTokens
 from hashtab.models.tabular.encoding import NumericEncoder
 from hashtab.models.tabular.losses import Loss
 from hashtab.models.tabular.network import TabNSANetwork
-from hashtab.models.tabular.stacked import LayerNorm
+from hashtab.models.tabular.stacked import LayerNorm, Linear
 from hashtab.models.tabular.statistics import TargetStatistics
 
 
@@ -38,7 +38,6 @@ class ServedTable(nn.Module):
         super().__init__()
         self.encoder, self.network, self.loss = encoder, network, loss
         self.statistics = statistics
-        self.sums: torch.dtype | None = torch.float64
         self.scale, self.shift = scale, shift
 
     def average(self, numbers: Tensor, codes: Tensor) -> Tensor:
@@ -46,8 +45,8 @@ class ServedTable(nn.Module):
         if len(self.statistics.columns):
             numbers = torch.cat([numbers, self.statistics(codes)], 1)
         parts = (*self.encoder(numbers), codes)
-        answers = self.network(Encoded(*(part.T[None] for part in parts)), self.sums)
-        predictions = self.loss.predict(answers).mean((0, 1)).double()
+        answers = self.network(Encoded(*(part.T[None] for part in parts)))
+        predictions = self.loss.predict(answers.double()).mean((0, 1))
         return predictions * self.scale + self.shift
 
     def forward(self, numbers: Tensor, codes: Tensor) -> Tensor:
@@ -58,8 +57,7 @@ class ServedTable(nn.Module):
     def for_export(self) -> "ServedTable":
         """Return a copy with operators in their plain definition, which exports."""
         plain = copy.deepcopy(self)
-        plain.sums = None  # float32 everywhere: half the time, and held to 1e-5
         for module in plain.modules():
-            if isinstance(module, ColumnAttention | LayerNorm | NumericTokens | TabMixer):
+            if isinstance(module, ColumnAttention | LayerNorm | Linear | NumericTokens | TabMixer):
                 module.impl = "reference"
         return plain

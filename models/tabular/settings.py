@@ -24,7 +24,7 @@ class NetworkSettings:
 
     A size that is None is chosen by the number of rows to learn from: `width`, `blocks`,
     `mixer_width`, `bins` and `readout_width` are 16, 1, 32, 8 and 64 below 10,000 rows, and 32, 2,
-    64, 128 and 256 from there on.
+    64, 128 (32 frequencies) and 256 from there on.
 
     Args:
         width: features D of a token; a token is a column.
@@ -97,7 +97,10 @@ class NetworkSettings:
 
     def sized(self, rows: int) -> "SizedSettings":
         """Return these settings with the sizes that are None chosen for so many rows."""
-        return self._sized(_LARGE if rows >= LARGE_FROM else _SMALL)
+        if rows < LARGE_FROM:
+            return self._sized(_SMALL)
+        periodic = {"bins": _MOST_FREQUENCIES} if self.numeric == "periodic" else {}
+        return self._sized(_LARGE | periodic)
 
     def sized_like(self, other: "SizedSettings") -> "SizedSettings":
         """Return these settings with the sizes that are None taken from others."""
@@ -127,6 +130,7 @@ class SizedSettings(NetworkSettings):
 
 _SMALL = {"width": 16, "blocks": 1, "mixer_width": 32, "bins": 8, "readout_width": 64}
 _LARGE = {"width": 32, "blocks": 2, "mixer_width": 64, "bins": 128, "readout_width": 256}
+_MOST_FREQUENCIES = 32  # a bin costs nothing, a frequency does
 _WHOLE = (*_SMALL, "heads", "block", "selected", "window", "members")
 _CHOICES = {
     "attention": Attention,

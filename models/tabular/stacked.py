@@ -23,12 +23,13 @@ class Linear(nn.Module):
 
     def __init__(self, networks: int, inputs: int, outputs: int) -> None:
         super().__init__()
+        self.impl: tabmixer.Impl = "auto"
         self.weight = uniform(networks, inputs, outputs, fan_in=inputs)
         self.bias = uniform(networks, 1, outputs, fan_in=inputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply each network's layer to its rows, in their dtype."""
-        return torch.baddbmm(self.bias.to(x.dtype), x, self.weight.to(x.dtype))
+        """Apply each network's layer to its rows."""
+        return tabmixer.linear(x, self.weight, self.bias, impl=self.impl)
 
 
 class ColumnLinear(nn.Module):

@@ -230,6 +230,36 @@ def test_native_layer_norm_is_the_definition(
     close(results(dtype, "native"), expected, dtype)
 
 
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("outputs", [1, 8, 16, 37])
+@pytest.mark.parametrize("rows", [0, 1, 4, 9])
+def test_native_linear_is_the_definition_row_by_row(
+    rows: int, outputs: int, dtype: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(rows + outputs)
+    shapes = ((3, rows, 21), (3, 21, outputs), (3, 1, outputs))
+    x, weight, bias = (torch.randn(shape, generator=generator, dtype=dtype) for shape in shapes)
+    found = tabmixer.linear(x, weight, bias, impl="native")
+    expected = torch.baddbmm(bias.double(), x.double(), weight.double())
+    assert found.shape == expected.shape
+    if rows:
+        close([found], [expected], dtype)
+    for r in range(rows):
+        alone = tabmixer.linear(x[:, r : r + 1], weight, bias, impl="native")
+        assert torch.equal(alone, found[:, r : r + 1])
+
+
+def test_linear_with_a_gradient_is_the_definition() -> None:
+    x, weight, bias = torch.randn(2, 3, 4), torch.randn(2, 4, 5), torch.randn(2, 1, 5)
+    weight.requires_grad_()
+    assert torch.autograd.gradcheck(tabmixer.linear, [part.double() for part in (x, weight, bias)])
+    with pytest.raises(RuntimeError, match="no gradient"):
+        tabmixer.linear(x, weight, bias, impl="native")
+    with pytest.raises(ValueError, match=r"bias must be \(2, 1, 5\)"):
+        tabmixer.linear(x, weight, bias[:, :, :4])
+
+
 def test_frozen_weights_get_no_gradient_and_tokens_the_same() -> None:
     m = Mixer.random((2, 5, 20, 8, 6), dropout=0.25)
     x = m.x.clone().requires_grad_()
@@ -270,6 +300,7 @@ def test_operators_pass_opcheck() -> None:
         (ops.tab_mixer_backward, (m.x, m.x, flat, SEEDS, 4, 64, True)),
         (ops.layer_norm, (m.x, m.weights.norm_weight, m.weights.norm_bias, True)),
         (ops.layer_norm_backward, (m.x.transpose(1, 2).contiguous(), *norm)),
+        (ops.stacked_linear, (m.x[:, 0], m.weights.features_in, m.weights.features_in_bias)),
     ):
         torch.library.opcheck(operator, arguments)
 

@@ -204,8 +204,6 @@ def test_selection_is_told_column_by_column() -> None:
     assert shares.nunique().max() > 1  # rows select differently
     everything = sparse(selected=blocks).selections(X)
     np.testing.assert_allclose(everything, np.ones(X.shape))
-    nothing = sparse(selected=1).selections(X[:5])
-    assert not nothing.to_numpy().any()
 
 
 def test_selection_is_what_the_operator_selects() -> None:
@@ -234,9 +232,16 @@ def test_selection_is_what_the_operator_selects() -> None:
     np.testing.assert_allclose(by_token, expected, rtol=1e-6)
 
 
-def test_what_does_not_select_says_so(fitted: TabNSAClassifier) -> None:
-    with pytest.raises(ValueError, match='selections needs attention="sparse"'):
-        fitted.selections(X)
-    shared = sparse(columns="shared", readout="mean")
-    with pytest.raises(ValueError, match='selections needs columns="own"'):
-        shared.selections(X)
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"attention": "dense"}, 'needs attention="sparse" and a block'),
+        ({"blocks": 0}, 'needs attention="sparse" and a block'),
+        ({"selected": 1}, r"got selected=1 and block=2 for \d+ columns"),
+        ({"block": 16}, "fit with a larger selected or a smaller block"),
+        ({"columns": "shared", "readout": "mean"}, 'selections needs columns="own"'),
+    ],
+)
+def test_what_does_not_select_says_so(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        sparse(**settings, max_epochs=1).selections(X)
