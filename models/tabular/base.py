@@ -370,11 +370,15 @@ class BaseTabNSA(BaseEstimator):  # type: ignore[misc]
                 'selections needs attention="sparse" and a block of the network at least: nothing '
                 "else selects"
             )
-        if settings.selected == 1 or tokens <= settings.block:
+        if tokens <= settings.block:
             raise ValueError(
-                "selections needs columns that select other blocks than their own, got "
-                f"selected={settings.selected} and block={settings.block} for {tokens} columns "
-                "(with the statistics of categories); fit with a larger selected or a smaller block"
+                f"selections needs several blocks, but {tokens} columns (statistics of categories "
+                f"among them) are one block of {settings.block}; fit with a smaller block"
+            )
+        if settings.selected == 1:
+            raise ValueError(
+                "selections needs columns that select another block than their own; fit with a "
+                "selected of 2 or more"
             )
         frame = self.table_.frame(x, self)
         with threads(self.n_jobs):

@@ -46,8 +46,10 @@ class ServedTable(nn.Module):
             numbers = torch.cat([numbers, self.statistics(codes)], 1)
         parts = (*self.encoder(numbers), codes)
         answers = self.network(Encoded(*(part.T[None] for part in parts)))
-        predictions = self.loss.predict(answers.double()).mean((0, 1))
-        return predictions * self.scale + self.shift
+        predictions = self.loss.predict(answers.double()).flatten(0, 1)
+        # One after another: in which order `mean` adds depends on the number of rows.
+        mean = sum(predictions.unbind()[1:], predictions[0]) / len(predictions)
+        return mean * self.scale + self.shift
 
     def forward(self, numbers: Tensor, codes: Tensor) -> Tensor:
         """Return float32 probabilities `[N, K]`, means `[N]` or quantiles `[N, Q]`."""

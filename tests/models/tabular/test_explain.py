@@ -237,8 +237,8 @@ def test_selection_is_what_the_operator_selects() -> None:
     [
         ({"attention": "dense"}, 'needs attention="sparse" and a block'),
         ({"blocks": 0}, 'needs attention="sparse" and a block'),
-        ({"selected": 1}, r"got selected=1 and block=2 for \d+ columns"),
-        ({"block": 16}, "fit with a larger selected or a smaller block"),
+        ({"selected": 1}, "fit with a selected of 2 or more"),
+        ({"block": 16}, r"\d+ columns .* are one block of 16; fit with a smaller block"),
         ({"columns": "shared", "readout": "mean"}, 'selections needs columns="own"'),
     ],
 )
