@@ -37,7 +37,7 @@ def test_a_table_is_learnt_as_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     table, _, _ = _blocks("python")
     exec(table, names)
     assert names["probabilities"].shape == (3, 2)
-    assert names["shares"].columns == ["age", "plan"]
+    assert names["drivers"].columns == ["age", "plan"]
     assert TabNSAClassifier.load("churn").predict(names["table"]).mean() > 0.05
 
 
