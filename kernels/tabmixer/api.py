@@ -167,7 +167,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, *, impl: Impl = "auto") -> T
     if not learns and use_native_real(impl, x, SOURCE, _native_builds):
         summed: Tensor = _hashtab.stacked_linear(x, weight, bias)
         return summed
-    return torch.baddbmm(bias, x, weight)
+    with torch.autocast(x.device.type, enabled=False):
+        return torch.baddbmm(bias, x, weight)
 
 
 def _threshold(dropout: float) -> int:

@@ -254,6 +254,8 @@ def test_linear_with_a_gradient_is_the_definition() -> None:
     x, weight, bias = torch.randn(2, 3, 4), torch.randn(2, 4, 5), torch.randn(2, 1, 5)
     weight.requires_grad_()
     assert torch.autograd.gradcheck(tabmixer.linear, [part.double() for part in (x, weight, bias)])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert tabmixer.linear(x, weight, bias).dtype == torch.float32
     with pytest.raises(RuntimeError, match="no gradient"):
         tabmixer.linear(x, weight, bias, impl="native")
     with pytest.raises(ValueError, match=r"bias must be \(2, 1, 5\)"):
