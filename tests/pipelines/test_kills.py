@@ -33,7 +33,7 @@ from tests.pipelines.conftest import USERS, write_likes
 PIPELINES = Path(__file__).resolve().parents[2] / "pipelines"
 KILLS = 2
 SHARDS = 150  # most of them of no or one user: many moments to be killed at
-PATIENCE_S = 150
+PATIENCE_S = 60
 
 
 @pytest.fixture(scope="module")
