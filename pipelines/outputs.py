@@ -132,13 +132,16 @@ class Output(Generic[Kind, Summary]):
             RequestError: if it cannot be read, or what is to be scored cannot.
         """
         with self._only_writer(), disk_errors(self.folder):
-            for stray in self.folder.glob(TEMPORARY):
-                stray.unlink()
+            self._remove_strays()
             planned = self._plan(job, shown or job, write)
             if (self.folder / SUCCESS).exists():
                 planned.asked.unlink(missing_ok=True)
                 return self.verified()
             return self._finish(planned, workers, address)
+
+    def _remove_strays(self) -> None:
+        for stray in self.folder.glob(TEMPORARY):
+            stray.unlink()
 
     @contextmanager
     def _only_writer(self) -> Iterator[None]:
@@ -191,6 +194,7 @@ class Output(Generic[Kind, Summary]):
         if left:
             with cluster(workers, address):
                 run_shards(job, left, workers)
+            self._remove_strays()  # of workers that were killed while they wrote
         summary = self.count(job)
         files = {part.name: sha256(part) for part in job.files}
         sealed = {"summary": asdict(summary), "files": files}  # type: ignore[call-overload]

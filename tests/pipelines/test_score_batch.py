@@ -15,7 +15,7 @@ from hashtab.features.dataset import Dataset
 from hashtab.features.encoders import FIRST_ID, Vocabulary
 from hashtab.features.prepare import prepare
 from hashtab.features.storage import exclusive
-from hashtab.pipelines import encode_users, score_batch
+from hashtab.pipelines import encode_users, outputs, score_batch
 from hashtab.pipelines.as_of import score_as_of
 from hashtab.pipelines.encode_users import EncodeSettings, encode
 from hashtab.pipelines.encoding import Encoding
@@ -23,6 +23,7 @@ from hashtab.pipelines.requests import RequestFiles, write_split
 from hashtab.pipelines.saved_model import load_model
 from hashtab.pipelines.score_batch import ScoreSettings, Summary, score
 from hashtab.pipelines.scoring import Scoring
+from hashtab.pipelines.shard_tasks import Task, run_shards
 from hashtab.serving.bundle import Bundle
 from hashtab.serving.store import StoreError, open_store
 from tests.features import logs, prepared
@@ -475,6 +476,21 @@ def test_a_finished_output_is_left_as_it_is(
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
     assert score(settings) == summary
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files} == before
+
+
+def test_nothing_is_left_of_a_worker_that_was_killed_while_it_wrote(
+    sdim: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scored_by_one_that_was_killed_before(job: Task, shards: list[int], workers: int) -> None:
+        (tmp_path / "scores" / ".part-00000-of-00004.parquet.4711.tmp").write_bytes(b"PAR1 half")
+        run_shards(job, shards, workers)
+
+    monkeypatch.setattr(outputs, "run_shards", scored_by_one_that_was_killed_before)
+    sdim.requests.head(20).write_parquet(tmp_path / "requests.parquet")
+    score(sdim.settings(tmp_path / "requests.parquet", tmp_path / "scores", rows=6))
+    names = [path.name for path in (tmp_path / "scores").iterdir()]
+    assert [name for name in names if name.endswith(".tmp")] == []
+    assert sum(name.startswith("part-") for name in names) == 4
 
 
 def test_another_job_in_the_same_folder_is_refused(
