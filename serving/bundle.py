@@ -198,9 +198,13 @@ class Bundle:
         )
 
     def _counts(self, name: str, rows: Array) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
-        values = self._counted[name][rows]
+        values = self.counted(name)[rows]
         keys, counts = np.unique(values[values > 0], return_counts=True)
         return keys.astype(np.uint32), counts.astype(np.uint32)
+
+    def counted(self, name: str) -> NDArray[np.int64]:
+        """What a counter of the model counts, by catalogue row; 0 is never counted."""
+        return self._counted[name]
 
     @cached_property
     def _counted(self) -> dict[str, NDArray[np.int64]]:

@@ -9,18 +9,30 @@ from hashtab.serving.store.errors import (
     StoreError,
     TableOverflowError,
 )
+from hashtab.serving.store.events import Event, SideValue
 from hashtab.serving.store.fixed_point import COMPONENT_LIMIT, SCALE, add, sum_by_bucket
 from hashtab.serving.store.keys import User
+from hashtab.serving.store.log import Change, Head, LogReader
+from hashtab.serving.store.plan import HEARTBEAT, PLAN, KeptModel, Plan
 from hashtab.serving.store.record import RecordLayout, UserRecord, check, pack, unpack
 from hashtab.serving.store.store import TableStore, open_store
 from hashtab.serving.store.writing import only_writer
 
 __all__ = [
     "COMPONENT_LIMIT",
+    "HEARTBEAT",
+    "PLAN",
     "SCALE",
+    "Change",
     "CorruptRecordError",
+    "Event",
     "ForeignRecordError",
+    "Head",
+    "KeptModel",
+    "LogReader",
+    "Plan",
     "RecordLayout",
+    "SideValue",
     "StoreError",
     "TableOverflowError",
     "TableStore",

@@ -3,7 +3,7 @@
 import errno
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice, takewhile
 from pathlib import Path
@@ -12,7 +12,9 @@ from typing import TypeAlias, TypeVar
 import lmdb
 
 from hashtab.serving.store.errors import StoreError
-from hashtab.serving.store.keys import FORMAT_KEY
+from hashtab.serving.store.keys import FORMAT_KEY, User
+from hashtab.serving.store.lmdb_log import LmdbChange
+from hashtab.serving.store.log import Change, LogReader
 from hashtab.serving.store.store import PAGE, TableStore
 from hashtab.serving.store.writing import LOCK
 
@@ -66,6 +68,20 @@ class LmdbStore(TableStore):
 
         with _explained(self.name):
             self._opened().change(write)
+
+    @contextmanager
+    def reading(self) -> Iterator[LogReader]:
+        """Read the log and records as of one moment."""
+        with _explained(self.name), self._opened().reading() as transaction:
+            yield LmdbChange(transaction)
+
+    def _change(
+        self,
+        users: Sequence[User],  # noqa: ARG002  one writer at a time has them all
+        work: Callable[[Change], Result],
+    ) -> Result:
+        with _explained(self.name):
+            return self._opened().change(lambda transaction: work(LmdbChange(transaction)))
 
     def _delete(self, keys: list[bytes]) -> int:
         def delete(transaction: Transaction) -> int:

@@ -1,10 +1,14 @@
 """User tables in a server that speaks the Redis protocol, for scorers on several machines."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from hashtab.serving.store.errors import StoreError
+from hashtab.serving.store.keys import User
+from hashtab.serving.store.log import Change, LogReader, head_key, value_key
+from hashtab.serving.store.plan import PLAN
+from hashtab.serving.store.redis_log import PREFIX, RedisChange
 from hashtab.serving.store.store import PAGE, TableStore
 
 try:
@@ -14,8 +18,7 @@ except ImportError as error:
         "a redis:// store needs the redis client; install it with pip install 'hashtab[redis]'"
     ) from error
 
-PREFIX = b"hashtab:"
-"""Before every key, since a server may hold other programs' keys too."""
+Result = TypeVar("Result")
 
 CONNECT_S, ANSWER_S = 5, 30  # a put of many records waits for the server's disk
 
@@ -71,6 +74,27 @@ class RedisStore(TableStore):
                 if kept:
                     pipeline.mset(kept)
                 pipeline.execute()
+
+    @contextmanager
+    def reading(self) -> Iterator[LogReader]:
+        """Read the log and records as they are."""
+        with _explained(self.name):
+            yield RedisChange(self._client)
+
+    def _change(self, users: Sequence[User], work: Callable[[Change], Result]) -> Result:
+        watched = [PREFIX + value_key(PLAN), *(PREFIX + head_key(user) for user in users)]
+        with _explained(self.name), self._client.pipeline(transaction=True) as pipeline:
+            while True:
+                pipeline.watch(*watched)
+                change = RedisChange(self._client)
+                result = work(change)
+                pipeline.multi()
+                change.send(pipeline)
+                try:
+                    pipeline.execute()
+                except redis.WatchError:  # another writer changed one of these users meanwhile
+                    continue
+                return result
 
     def _delete(self, keys: list[bytes]) -> int:
         if not keys:

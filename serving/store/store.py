@@ -5,11 +5,13 @@ Keys, pages and refusals are decided here; a backend reads, writes, lists and de
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from itertools import chain
 from typing import Self, TypeVar
 
 from hashtab.serving.store.errors import StoreError
+from hashtab.serving.store.events import Event
 from hashtab.serving.store.keys import (
     FINGERPRINT_BYTES,
     FORMAT_KEY,
@@ -21,11 +23,14 @@ from hashtab.serving.store.keys import (
     user_key,
     user_of,
 )
+from hashtab.serving.store.log import LOG, Change, LogReader
+from hashtab.serving.store.plan import HEARTBEAT, PLAN, KeptModel, Plan
 
 STORE_FORMAT = b"1"
 PAGE = 512
 """Keys that one step of a long walk or of a drop takes: with 64 kB records, 32 MB."""
 
+Result = TypeVar("Result")
 AnyUser = TypeVar("AnyUser", bound=User)  # keys of a mapping are invariant
 
 
@@ -104,7 +109,7 @@ class TableStore(ABC):
     def counts(self) -> dict[bytes, int]:
         """Number of users by fingerprint; walks over all keys."""
         keys = filter(is_user_key, chain.from_iterable(self._pages(b"")))
-        return dict(Counter(key[:FINGERPRINT_BYTES] for key in keys))
+        return dict(Counter(key[:FINGERPRINT_BYTES] for key in keys if not key.startswith(LOG)))
 
     def remove(self, fingerprint: bytes, users: Iterable[User]) -> int:
         """Delete records of users, and with them all notes of the fingerprint.
@@ -128,6 +133,52 @@ class TableStore(ABC):
         # First, since a note may say that the records are complete.
         self._delete(self._note_keys(fingerprint))
         return sum(self._delete(page) for page in self._user_pages(fingerprint))
+
+    def events(self, user: User, last: int | None = None) -> list[Event]:
+        """Events of a user in the log, in order of time; the last so many, or all.
+
+        Raises:
+            StoreError: if the log cannot be read.
+        """
+        with self.reading() as log:
+            return log.events(user, last)
+
+    def logged_users(self) -> Iterator[User]:
+        """Users with events in the log, as `users` gives those with a record."""
+        return self.users(LOG)
+
+    def plan(self) -> Plan:
+        """What the writers of the log agree on; an empty plan where there are none."""
+        with self.reading() as log:
+            return Plan.from_bytes(log.value(PLAN))
+
+    def kept_models(self) -> dict[bytes, KeptModel]:
+        """Models whose tables are kept up to date from the log, by fingerprint."""
+        return {bytes.fromhex(name): model for name, model in self.plan().models.items()}
+
+    def heartbeat(self) -> int | None:
+        """When a writer last said that all it had accepted was in the tables, microseconds."""
+        with self.reading() as log:
+            value = log.value(HEARTBEAT)
+        return None if value is None else int(value)
+
+    def change(self, users: Sequence[User], work: Callable[[Change], Result]) -> Result:
+        """Change the log and the tables of some users in one transaction.
+
+        Args:
+            users: whose heads, events and records `work` reads and may write.
+            work: reads and writes; called again where another writer was faster, so it must not
+                do anything else.
+
+        Returns:
+            What `work` returned at last. What it wrote then is as durable as `put` makes records.
+
+        Raises:
+            StoreError: if the store cannot be read or written; nothing was changed, or, where a
+                server's answer was lost, all of it.
+        """
+        self._check_writable()
+        return self._change(users, work)
 
     def _user_pages(self, fingerprint: bytes) -> Iterator[list[bytes]]:
         for page in self._pages(check_fingerprint(fingerprint)):
@@ -156,6 +207,14 @@ class TableStore(ABC):
     @abstractmethod
     def close(self) -> None:
         """Let go of the store; closing twice is harmless."""
+
+    @abstractmethod
+    def reading(self) -> AbstractContextManager[LogReader]:
+        """Read the log and records as of one moment; on Redis, as they are."""
+
+    @abstractmethod
+    def _change(self, users: Sequence[User], work: Callable[[Change], Result]) -> Result:
+        """`change` where writing is allowed."""
 
     @abstractmethod
     def _read(self, keys: list[bytes]) -> list[bytes | None]:

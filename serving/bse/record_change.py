@@ -1,0 +1,144 @@
+"""A user's record brought up to date by what arrived and what left, to the bits of a new one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashtab.features.storage import Array
+from hashtab.serving.bse.model import Encoded, Model
+from hashtab.serving.store import Event, TableOverflowError, UserRecord
+
+_INT32 = np.iinfo(np.int32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Some events of a user among those that were encoded together.
+
+    Args:
+        encoded: of many events.
+        places: `[L]`, where these events are among them.
+        events: themselves, in order.
+    """
+
+    encoded: Encoded
+    places: NDArray[np.int64]
+    events: Sequence[Event]
+
+
+def changed(
+    model: Model,
+    record: UserRecord,
+    *,
+    gained: Part,
+    lost: Part,
+    added: Part,
+    removed: Part,
+    after: int,
+    watermark: int,
+) -> UserRecord:
+    """Return a record after a change of its user's log.
+
+    Args:
+        model: of the record.
+        record: before.
+        gained: what the table gains.
+        lost: what the table loses.
+        added: what the log gains.
+        removed: what the log loses, its earliest.
+        after: events of the log after it.
+        watermark: of the log after it.
+
+    Raises:
+        TableOverflowError: if a sum leaves int32, or a vector is none that a table holds.
+    """
+    times, events, recent = _recent(model, record, added, after)
+    return UserRecord(
+        revision=record.revision + 1,
+        watermark=watermark,
+        behaviours=record.behaviours + len(gained.places) - len(lost.places),
+        table=_table(record.table, gained, lost),
+        recent_times=times,
+        recent=recent,
+        counters=_counters(model, record, added, removed),
+        events=events,
+    )
+
+
+def built(model: Model, events: Sequence[Event], watermark: int, revision: int) -> UserRecord:
+    """Return the record of all events of a user's log, in order: what any way to it must come to.
+
+    Raises:
+        TableOverflowError: if a sum leaves int32, or a vector is none that a table holds.
+    """
+    rows = model.rows(events)
+    times = np.array([event.time for event in events], np.int64)
+    record = model.bundle.record(model.behaviours(events, rows), times, rows, watermark)
+    kept = events[max(len(events) - model.layout.recent, 0) :]
+    return UserRecord(
+        revision=revision,
+        watermark=watermark,
+        behaviours=record.behaviours,
+        table=record.table,
+        recent_times=record.recent_times,
+        recent=record.recent,
+        counters=record.counters,
+        events=_order(kept),
+    )
+
+
+def _table(table: NDArray[np.int32], gained: Part, lost: Part) -> NDArray[np.int32]:
+    table = table.copy()
+    groups = np.arange(len(table))
+    for part, sign in ((gained, 1), (lost, -1)):
+        if not part.encoded.held[part.places].all():
+            raise TableOverflowError("a behaviour's vector has a component that no table holds")
+        for place in part.places:
+            code = part.encoded.codes[place]
+            rows = table[groups, code] + sign * part.encoded.vectors[place].astype(np.int64)
+            if rows.size and (rows.max() > _INT32.max or rows.min() < _INT32.min):
+                raise TableOverflowError("a table's entry leaves int32")
+            table[groups, code] = rows
+    return table
+
+
+def _order(events: Sequence[Event]) -> NDArray[np.uint64]:
+    """What orders events of one moment: the first half of their ids' digests."""
+    return np.array([int.from_bytes(event.digest[:8], "big") for event in events], np.uint64)
+
+
+def _recent(
+    model: Model, record: UserRecord, added: Part, after: int
+) -> tuple[NDArray[np.int64], NDArray[np.uint64], dict[str, Array]]:
+    """Times, orders and features of the latest events, those that were and those that are new."""
+    times = np.array([event.time for event in added.events], np.int64)
+    times = np.concatenate([record.recent_times, times])
+    orders = np.concatenate([record.events, _order(added.events)])
+    last = np.lexsort((orders, times))
+    last = last[max(len(last) - min(model.layout.recent, after), 0) :]
+    recent = {}
+    for name, dtype in model.layout.features:
+        new = added.encoded.behaviours[name][added.places].astype(dtype)
+        recent[name] = np.concatenate([record.recent[name], new])[last]
+    return times[last], orders[last], recent
+
+
+def _counters(
+    model: Model, record: UserRecord, added: Part, removed: Part
+) -> dict[str, tuple[NDArray[np.uint32], NDArray[np.uint32]]]:
+    """How often each value was met, after some more and some fewer."""
+    rows = np.concatenate([added.encoded.rows[added.places], removed.encoded.rows[removed.places]])
+    signs = np.repeat([1, -1], [len(added.places), len(removed.places)])
+    found = {}
+    for name in model.layout.counters:
+        keys, counts = record.counters[name]
+        values = model.bundle.counted(name)[rows]
+        met = values > 0
+        every, inverse = np.unique(np.concatenate([keys, values[met]]), return_inverse=True)
+        total = np.zeros(len(every), np.int64)
+        np.add.at(total, inverse, np.concatenate([counts.astype(np.int64), signs[met]]))
+        kept = total > 0
+        found[name] = every[kept].astype(np.uint32), total[kept].astype(np.uint32)
+    return found

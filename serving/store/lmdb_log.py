@@ -1,0 +1,132 @@
+"""The event log in an LMDB environment: keys of one user lie together, in the order of events."""
+
+import hashlib
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, TypeAlias
+
+from hashtab.serving.store.events import Event, id_digest, pack_event, unpack_event
+from hashtab.serving.store.keys import User, user_key
+from hashtab.serving.store.log import (
+    EVENT,
+    ID,
+    LOG,
+    Change,
+    Head,
+    head_key,
+    pack_head,
+    unpack_head,
+    value_key,
+)
+
+if TYPE_CHECKING:
+    import lmdb
+
+Transaction: TypeAlias = "lmdb.Transaction[bytes]"
+
+_TIME = struct.Struct(">Q")
+_OFFSET = 1 << 63  # moves int64 to uint64, whose big-endian bytes sort as numbers
+_AFTER = b"\xff" * 25  # later than any time and id
+
+
+def user_digest(user: User) -> bytes:
+    """Return 16 bytes that stand for a user, where the name itself may be too long for a key."""
+    return hashlib.blake2b(user_key(LOG, user), digest_size=16).digest()
+
+
+class LmdbChange(Change):
+    """A change in one write transaction, or what a read transaction sees."""
+
+    def __init__(self, transaction: Transaction) -> None:
+        self._transaction = transaction
+
+    def value(self, name: str) -> bytes | None:
+        """A value of the whole log."""
+        return self._transaction.get(value_key(name))
+
+    def heads(self, users: Sequence[User]) -> list[Head | None]:
+        """What the log says of users."""
+        found = [self._transaction.get(head_key(user)) for user in users]
+        return [None if data is None else unpack_head(data) for data in found]
+
+    def known(self, events: Sequence[Event]) -> list[bool]:
+        """Whether the log has an event of the same user and id as each of these."""
+        return [self._transaction.get(_id_key(e.user, e.id)) is not None for e in events]
+
+    def events(self, user: User, last: int | None = None) -> list[Event]:
+        """Events of a user in their order."""
+        if last is None:
+            return [unpack_event(user, data) for data in self._forward(user)]
+        return self.before_last(user, 0, last)
+
+    def earliest(self, user: User, count: int) -> list[Event]:
+        """The first events of a user."""
+        return [unpack_event(user, data) for data in islice(self._forward(user), count)]
+
+    def before_last(self, user: User, last: int, count: int) -> list[Event]:
+        """The events of a user that come before the last so many."""
+        found = islice(self._backward(user), last, last + count)
+        return [unpack_event(user, data) for data in found][::-1]
+
+    def records(self, fingerprint: bytes, users: Sequence[User]) -> list[bytes | None]:
+        """Records of users."""
+        return [self._transaction.get(user_key(fingerprint, user)) for user in users]
+
+    def add(self, events: Sequence[Event]) -> None:
+        """Add events."""
+        for event in events:
+            time = _TIME.pack(event.time + _OFFSET)
+            self._transaction.put(_id_key(event.user, event.id), time)
+            self._transaction.put(_event_key(event, time), pack_event(event))
+
+    def remove(self, events: Sequence[Event]) -> None:
+        """Remove events."""
+        for event in events:
+            time = _TIME.pack(event.time + _OFFSET)
+            self._transaction.delete(_id_key(event.user, event.id))
+            self._transaction.delete(_event_key(event, time))
+
+    def put_head(self, user: User, head: Head | None) -> None:
+        """Write what the log says of a user."""
+        self._put(head_key(user), None if head is None else pack_head(head))
+
+    def put_records(self, fingerprint: bytes, records: Mapping[User, bytes | None]) -> None:
+        """Write records."""
+        for user, record in records.items():
+            self._put(user_key(fingerprint, user), record)
+
+    def put_value(self, name: str, value: bytes | None) -> None:
+        """Write a value of the whole log."""
+        self._put(value_key(name), value)
+
+    def _put(self, key: bytes, value: bytes | None) -> None:
+        if value is None:
+            self._transaction.delete(key)
+        else:
+            self._transaction.put(key, value)
+
+    def _forward(self, user: User) -> Iterator[bytes]:
+        prefix = LOG + EVENT + user_digest(user)
+        cursor = self._transaction.cursor()
+        found = cursor.set_range(prefix)
+        while found and cursor.key().startswith(prefix):
+            yield cursor.value()
+            found = cursor.next()
+
+    def _backward(self, user: User) -> Iterator[bytes]:
+        prefix = LOG + EVENT + user_digest(user)
+        cursor = self._transaction.cursor()
+        # The last key before all that could come after this user's.
+        found = cursor.prev() if cursor.set_range(prefix + _AFTER) else cursor.last()
+        while found and cursor.key().startswith(prefix):
+            yield cursor.value()
+            found = cursor.prev()
+
+
+def _id_key(user: User, event_id: str) -> bytes:
+    return LOG + ID + user_digest(user) + id_digest(event_id)
+
+
+def _event_key(event: Event, time: bytes) -> bytes:
+    return LOG + EVENT + user_digest(event.user) + time + event.digest

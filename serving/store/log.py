@@ -1,0 +1,130 @@
+"""The event log of a store: what is read of it, and how it changes together with the tables.
+
+The log is the truth. Tables are sums over it, and whoever changes one changes the other in the
+same transaction; so do the offsets of the sources that events come from.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from hashtab.serving.store.errors import CorruptRecordError
+from hashtab.serving.store.events import Event
+from hashtab.serving.store.keys import User, user_key
+
+LOG = b"hashtab:"
+"""In place of a fingerprint in the keys of the log; eight bytes as that is."""
+VALUE, EVENT, ID = b"v", b"e", b"x"  # tags after it; a user's tag is that of their head
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """What the log says of one user.
+
+    Args:
+        events: in the log.
+        watermark: microseconds; events strictly before it have left the log, and such ones that
+            arrive now are late.
+        earliest: microseconds, time of the earliest event in the log.
+        revision: changes of this user.
+    """
+
+    events: int = 0
+    watermark: int = 0
+    earliest: int = 0
+    revision: int = 0
+
+
+def head_key(user: User) -> bytes:
+    """Return the key of a user's head; the user can be read from it."""
+    return user_key(LOG, user)
+
+
+def value_key(name: str) -> bytes:
+    """Return the key of a value of the whole log."""
+    return LOG + VALUE + name.encode()
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(tuple[int, int, int, int]).decode
+
+
+def pack_head(head: Head) -> bytes:
+    """Return the bytes of a head."""
+    return _encode((head.events, head.watermark, head.earliest, head.revision))
+
+
+def unpack_head(data: bytes) -> Head:
+    """Read what `pack_head` wrote.
+
+    Raises:
+        CorruptRecordError: if the bytes are not those of a head.
+    """
+    try:
+        events, watermark, earliest, revision = _decode(data)
+    except msgspec.MsgspecError as error:
+        raise CorruptRecordError(
+            f"a user's entry in the log cannot be read ({error}); delete the user and replay"
+        ) from error
+    return Head(events=events, watermark=watermark, earliest=earliest, revision=revision)
+
+
+class LogReader(ABC):
+    """Reads a log and the records beside it, as of one moment on LMDB."""
+
+    @abstractmethod
+    def value(self, name: str) -> bytes | None:
+        """A value of the whole log, such as a source's offset; None where there is none."""
+
+    @abstractmethod
+    def heads(self, users: Sequence[User]) -> list[Head | None]:
+        """What the log says of users, in their order; None where it knows none of theirs."""
+
+    @abstractmethod
+    def known(self, events: Sequence[Event]) -> list[bool]:
+        """Whether the log has an event of the same user and id as each of these."""
+
+    @abstractmethod
+    def events(self, user: User, last: int | None = None) -> list[Event]:
+        """Events of a user in their order; the last so many, or all."""
+
+    @abstractmethod
+    def earliest(self, user: User, count: int) -> list[Event]:
+        """The first events of a user in their order, at most so many."""
+
+    @abstractmethod
+    def before_last(self, user: User, last: int, count: int) -> list[Event]:
+        """The events of a user that come before the last so many, at most `count`, in order."""
+
+    @abstractmethod
+    def records(self, fingerprint: bytes, users: Sequence[User]) -> list[bytes | None]:
+        """Records of users, in their order."""
+
+
+class Change(LogReader):
+    """One change of log and tables: all of it is written, or nothing.
+
+    On LMDB reads see what the change has written itself. On Redis they do not: read first.
+    """
+
+    @abstractmethod
+    def add(self, events: Sequence[Event]) -> None:
+        """Add events that the log does not know."""
+
+    @abstractmethod
+    def remove(self, events: Sequence[Event]) -> None:
+        """Remove events that the log knows."""
+
+    @abstractmethod
+    def put_head(self, user: User, head: Head | None) -> None:
+        """Write what the log says of a user; None when it is to know nothing more."""
+
+    @abstractmethod
+    def put_records(self, fingerprint: bytes, records: Mapping[User, bytes | None]) -> None:
+        """Write records; None deletes."""
+
+    @abstractmethod
+    def put_value(self, name: str, value: bytes | None) -> None:
+        """Write a value of the whole log; None deletes."""

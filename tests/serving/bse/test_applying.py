@@ -1,0 +1,160 @@
+"""Whatever way events arrive, log and tables come to the bits of a rebuild from all of them."""
+
+import itertools
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hashtab.serving.bse.applying import Outcome, apply, expire, from_log
+from hashtab.serving.bse.model import Model
+from hashtab.serving.store import Event, KeptModel, Plan, StoreError, TableStore, pack, unpack
+from tests.serving.bse.conftest import events_of
+
+NOW = 1_000
+users = itertools.count()
+ways = settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+
+def plan_of(model: Model, **limits: int) -> Plan:
+    kept = KeptModel(bundle="", digest="", state="live", since=0)
+    return replace(Plan(**limits), models={model.fingerprint.hex(): kept})
+
+
+def deliver(
+    store: TableStore, model: Model, plan: Plan, events: list[Event], now: int = NOW
+) -> list[Outcome]:
+    models = {model.fingerprint: model}
+    return store.change(
+        sorted({event.user for event in events}, key=str),
+        lambda change: apply(change, events, models, plan, now),
+    )
+
+
+def retained(events: list[Event], plan: Plan) -> list[Event]:
+    kept = sorted(events, key=lambda event: event.order)
+    if plan.window_us is not None:
+        kept = [event for event in kept if event.time >= NOW - plan.window_us]
+    return kept if plan.count is None else kept[-plan.count :]
+
+
+def check_rebuilt(store: TableStore, model: Model, plan: Plan, events: list[Event]) -> None:
+    """Log and record of the events' one user are those of a rebuild from what is retained."""
+    user, expected = events[0].user, retained(events, plan)
+    assert store.events(user) == expected
+    with store.reading() as log:
+        (head,) = log.heads([user])
+        (stored,) = log.records(model.fingerprint, [user])
+    if head is None:
+        assert stored is None
+        return
+    assert head.events == len(expected)
+    assert head.earliest == min((event.time for event in expected), default=0)
+    assert stored == from_log(model, user, expected, head)
+
+
+@pytest.mark.parametrize("limits", [{}, {"count": 9}, {"window_us": 12}, {"count": 20}])
+@given(data=st.data())
+@ways
+def test_any_order_any_cut_and_any_duplicates_give_the_bits_of_a_rebuild(
+    limits: dict[str, int], data: st.DataObject, store: TableStore, model: Model
+) -> None:
+    events = events_of(next(users), data.draw(st.integers(1, 40)), data.draw(st.integers(0, 99)))
+    chance = random.Random(data.draw(st.integers(0, 99)))
+    deliveries = [*events, *chance.choices(events, k=len(events) // 2)]
+    chance.shuffle(deliveries)
+    plan = plan_of(model, **limits)
+    accepted = 0
+    while deliveries:
+        cut = chance.randint(1, 12)
+        some, deliveries = deliveries[:cut], deliveries[cut:]
+        accepted += deliver(store, model, plan, some).count(Outcome.ACCEPTED)
+        if chance.random() < 0.2:  # delivered, and the answer lost
+            deliver(store, model, plan, some)
+    check_rebuilt(store, model, plan, events)
+    if not limits:
+        assert accepted == len(events)
+
+
+@given(count=st.integers(1, 40), seed=st.integers(0, 99), window=st.integers(1, 25))
+@ways
+def test_what_expires_leaves_log_and_table_as_if_it_had_never_been(
+    count: int, seed: int, window: int, store: TableStore, model: Model
+) -> None:
+    events = events_of(next(users), count, seed)
+    deliver(store, model, plan_of(model), events)
+    plan = plan_of(model, window_us=window)
+    models = {model.fingerprint: model}
+    user = events[0].user
+    gone = store.change([user], lambda change: expire(change, [user], models, plan, NOW))
+    assert gone == count - len(retained(events, plan))
+    check_rebuilt(store, model, plan, events)
+    late = [event for event in events if event.time < NOW - window]
+    assert set(deliver(store, model, plan, late)) <= {Outcome.LATE}
+    check_rebuilt(store, model, plan, events)
+
+
+def test_a_duplicate_is_one_by_its_id_whatever_else_it_says(
+    store: TableStore, model: Model
+) -> None:
+    (event,) = events_of(next(users), 1, 0)
+    again = replace(event, time=event.time + 5, side={})
+    found = deliver(store, model, plan_of(model), [event, again])
+    assert found == [Outcome.ACCEPTED, Outcome.DUPLICATE]
+    assert deliver(store, model, plan_of(model), [again]) == [Outcome.DUPLICATE]
+    assert store.events(event.user) == [event]
+
+
+def test_a_damaged_record_is_built_again_from_the_log(store: TableStore, model: Model) -> None:
+    events = events_of(next(users), 20, 1)
+    plan, user = plan_of(model), events[0].user
+    deliver(store, model, plan, events[:-1])
+    (record,) = store.get(model.fingerprint, [user])
+    assert record is not None
+    store.put(model.fingerprint, {user: record[:-1] + bytes([record[-1] ^ 1])})
+    deliver(store, model, plan, events[-1:])
+    check_rebuilt(store, model, plan, events)
+
+
+def test_nothing_of_a_change_that_fails_is_written(store: TableStore, model: Model) -> None:
+    events = events_of(next(users), 5, 2)
+    models = {model.fingerprint: model}
+
+    def fail(change: object) -> None:
+        apply(change, events, models, plan_of(model), NOW)  # type: ignore[arg-type]
+        raise StoreError("on the way")
+
+    with pytest.raises(StoreError, match="on the way"):
+        store.change([events[0].user], fail)
+    assert store.events(events[0].user) == []
+    assert store.get(model.fingerprint, [events[0].user]) == [None]
+
+
+def test_recent_behaviours_of_one_moment_are_ordered_by_their_ids(
+    store: TableStore, model: Model
+) -> None:
+    user = next(users)
+    events = [replace(e, time=7) for e in events_of(user, 30, 3)]
+    for event in events:
+        deliver(store, model, plan_of(model), [event])
+    (data,) = store.get(model.fingerprint, [user])
+    assert data is not None
+    record = unpack(data, model.layout)
+    assert len(record.recent_times) == model.layout.recent > 0
+    check_rebuilt(store, model, plan_of(model), events)
+    assert pack(record, model.layout) == data
+
+
+def test_shop_bundle_tries_what_a_record_can_hold(model: Model, shop_bundle: Path) -> None:
+    assert model.limit is not None
+    assert model.layout.groups
+    assert model.layout.recent
+    assert model.layout.counters
+    assert model.bundle.manifest.side
