@@ -97,13 +97,12 @@ def table_change(
         change: of the user's log.
         limit: events of a table.
     """
-    if limit is None:
-        return change.added, change.removed
     added, removed = change.added, change.removed
+    if limit is None or change.before + len(added) <= limit:
+        return added, removed
     # The table holds the last `limit` of the log; of these the first may be pushed out.
     stays = min(change.before, max(limit - len(added), 0))
-    pushed = log.before_last(user, stays, len(added)) if added else []
-    pushed = pushed[max(0, len(pushed) - (limit - stays)) :]
+    pushed = log.before_last(user, stays, min(len(added), change.before - stays))
     merged = _ordered([*pushed, *added])
     kept = {event.id for event in merged[max(0, len(merged) - (limit - stays)) :]}
     gained = [event for event in added if event.id in kept]

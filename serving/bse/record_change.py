@@ -133,12 +133,24 @@ def _counters(
     signs = np.repeat([1, -1], [len(added.places), len(removed.places)])
     found = {}
     for name in model.layout.counters:
-        keys, counts = record.counters[name]
         values = model.bundle.counted(name)[rows]
         met = values > 0
-        every, inverse = np.unique(np.concatenate([keys, values[met]]), return_inverse=True)
-        total = np.zeros(len(every), np.int64)
-        np.add.at(total, inverse, np.concatenate([counts.astype(np.int64), signs[met]]))
-        kept = total > 0
-        found[name] = every[kept].astype(np.uint32), total[kept].astype(np.uint32)
+        found[name] = _counted(*record.counters[name], values[met], signs[met])
     return found
+
+
+def _counted(
+    keys: NDArray[np.uint32],
+    counts: NDArray[np.uint32],
+    values: NDArray[np.int64],
+    signs: NDArray[np.int64],
+) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    """Count some values more or less; keys stay in order, and those of nothing go."""
+    asked = np.unique(values).astype(np.uint32)
+    place = np.searchsorted(keys, asked)
+    there = np.take(keys, np.minimum(place, len(keys) - 1)) == asked if len(keys) else asked < 0
+    keys = np.insert(keys, place[~there], asked[~there])
+    total = np.insert(counts, place[~there], 0).astype(np.int64)
+    np.add.at(total, np.searchsorted(keys, values.astype(np.uint32)), signs)
+    kept = total > 0
+    return keys[kept], total[kept].astype(np.uint32)

@@ -3,7 +3,7 @@
 import hashlib
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import islice, takewhile
 from typing import TYPE_CHECKING, TypeAlias
 
 from hashtab.serving.store.events import Event, id_digest, pack_event, unpack_event
@@ -66,8 +66,14 @@ class LmdbChange(Change):
 
     def before_last(self, user: User, last: int, count: int) -> list[Event]:
         """The events of a user that come before the last so many."""
-        found = islice(self._backward(user), last, last + count)
-        return [unpack_event(user, data) for data in found][::-1]
+        prefix = LOG + EVENT + user_digest(user)
+        cursor = self._transaction.cursor()
+        # To the last key before all that could come after this user's.
+        found = cursor.prev() if cursor.set_range(prefix + _AFTER) else cursor.last()
+        keys = cursor.iterprev(values=False) if found else iter(())
+        some = takewhile(lambda key: key.startswith(prefix), islice(keys, last, last + count))
+        values = [self._transaction.get(key) for key in some]
+        return [unpack_event(user, data) for data in values if data is not None][::-1]
 
     def records(self, fingerprint: bytes, users: Sequence[User]) -> list[bytes | None]:
         """Records of users."""
@@ -113,15 +119,6 @@ class LmdbChange(Change):
         while found and cursor.key().startswith(prefix):
             yield cursor.value()
             found = cursor.next()
-
-    def _backward(self, user: User) -> Iterator[bytes]:
-        prefix = LOG + EVENT + user_digest(user)
-        cursor = self._transaction.cursor()
-        # The last key before all that could come after this user's.
-        found = cursor.prev() if cursor.set_range(prefix + _AFTER) else cursor.last()
-        while found and cursor.key().startswith(prefix):
-            yield cursor.value()
-            found = cursor.prev()
 
 
 def _id_key(user: User, event_id: str) -> bytes:

@@ -12,9 +12,9 @@ from typing import TypeAlias, TypeVar
 import lmdb
 
 from hashtab.serving.store.errors import StoreError
-from hashtab.serving.store.keys import FORMAT_KEY, User
+from hashtab.serving.store.keys import FINGERPRINT_BYTES, FORMAT_KEY, User
 from hashtab.serving.store.lmdb_log import LmdbChange
-from hashtab.serving.store.log import Change, LogReader
+from hashtab.serving.store.log import LOG, Change, LogReader
 from hashtab.serving.store.store import PAGE, TableStore
 from hashtab.serving.store.writing import LOCK
 
@@ -74,6 +74,20 @@ class LmdbStore(TableStore):
         """Read the log and records as of one moment."""
         with _explained(self.name), self._opened().reading() as transaction:
             yield LmdbChange(transaction)
+
+    def fingerprints(self) -> list[bytes]:
+        """Fingerprints that have a record or a note; one look at the keys for each."""
+        found: list[bytes] = []
+        with _explained(self.name), self._opened().reading() as transaction:
+            cursor = transaction.cursor()
+            there = cursor.first()
+            while there:
+                key = cursor.key()
+                start = key[:FINGERPRINT_BYTES]
+                if len(key) > FINGERPRINT_BYTES and start != LOG:
+                    found.append(start)
+                there = cursor.set_range(start + b"\xff") if start != key else cursor.next()
+        return found
 
     def _change(
         self,

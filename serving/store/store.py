@@ -111,6 +111,12 @@ class TableStore(ABC):
         keys = filter(is_user_key, chain.from_iterable(self._pages(b"")))
         return dict(Counter(key[:FINGERPRINT_BYTES] for key in keys if not key.startswith(LOG)))
 
+    def fingerprints(self) -> list[bytes]:
+        """Fingerprints that have a record or a note; walks over all keys."""
+        keys = chain.from_iterable(self._pages(b""))
+        found = {key[:FINGERPRINT_BYTES] for key in keys if len(key) > FINGERPRINT_BYTES}
+        return sorted(found - {LOG})
+
     def remove(self, fingerprint: bytes, users: Iterable[User]) -> int:
         """Delete records of users, and with them all notes of the fingerprint.
 

@@ -23,9 +23,9 @@ ways = settings(
 )
 
 
-def plan_of(model: Model, **limits: int) -> Plan:
+def plan_of(model: Model, count: int | None = None, window_us: int | None = None) -> Plan:
     kept = KeptModel(bundle="", digest="", state="live", since=0)
-    return replace(Plan(**limits), models={model.fingerprint.hex(): kept})
+    return Plan(count=count, window_us=window_us, models={model.fingerprint.hex(): kept})
 
 
 def deliver(

@@ -1,0 +1,188 @@
+"""Past behaviours from files into the log: exactly once, and begun again where it was stopped."""
+
+import hashlib
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from tqdm import tqdm
+
+from hashtab.serving.bse.applying import Outcome
+from hashtab.serving.bse.writer import Writer
+from hashtab.serving.errors import RequestError
+from hashtab.serving.store import Event, TableStore
+
+_ROWS = 5_000  # of one change
+_UNITS = {"s": 10**6, "ms": 10**3, "us": 1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplaySettings:
+    """Files of behaviours and what their columns mean.
+
+    Args:
+        files: a CSV or Parquet file, a folder of such, or a glob.
+        user: column.
+        item: column.
+        time: column of whole numbers or of times, UTC where they name no zone.
+        time_unit: of whole numbers: s, ms or us.
+        id: column of event ids; by default an event is named by its user, item, time and by how
+            many like it came before, so that the same files come to the same ids.
+        side: columns of side features.
+    """
+
+    files: str
+    user: str
+    item: str
+    time: str
+    time_unit: str = "us"
+    id: str | None = None
+    side: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.time_unit not in _UNITS:
+            raise RequestError(f"time_unit must be s, ms or us, got {self.time_unit!r}")
+
+    @property
+    def columns(self) -> list[str]:
+        """All columns that are read."""
+        return [self.user, self.item, self.time, *([self.id] if self.id else []), *self.side]
+
+
+def replay(settings: ReplaySettings, store: TableStore) -> dict[Outcome, int]:
+    """Write the events of files and return what became of them; those of an earlier run are done.
+
+    Rows are taken user by user, so that a user's tables are written about once. How far it came is
+    kept in the store, in the change that writes the events.
+
+    Raises:
+        RequestError: if a file cannot be read, lacks a column or holds a row that is no event.
+        StoreError: if the store cannot be written.
+    """
+    frame = _frame(settings)
+    writer = Writer(store)
+    name = _name(settings, frame)
+    with store.reading() as log:
+        done = int(log.value(name) or 0)
+    found = dict.fromkeys(Outcome, 0)
+    progress = tqdm(total=len(frame), initial=done, unit="event", file=sys.stderr)
+    for start, events in _changes(settings, frame, done):
+        offset = {name: str(start + len(events)).encode()}
+        for outcome in writer.write(events, offset):
+            found[outcome] += 1
+        progress.update(len(events))
+    progress.close()
+    return found
+
+
+def _frame(settings: ReplaySettings) -> pl.DataFrame:
+    """Read all rows, in the order of users and times, with `_id` and `_time`."""
+    paths = _paths(settings.files)
+    scan = pl.scan_csv if paths[0].suffix == ".csv" else pl.scan_parquet
+    try:
+        rows = scan(paths)
+        lacking = set(settings.columns) - set(rows.collect_schema().names())
+        if lacking:
+            raise RequestError(
+                f"{settings.files} has no column {', '.join(sorted(lacking))}; it has "
+                f"{', '.join(rows.collect_schema().names())}"
+            )
+        frame = rows.select(settings.columns).collect()
+    except (OSError, pl.exceptions.PolarsError) as error:
+        reason = str(error).splitlines()[0]
+        raise RequestError(f"{settings.files} cannot be read: {reason}") from error
+    frame = frame.with_columns(
+        _time(settings, frame).alias("_time"), *(_side(frame[name]) for name in settings.side)
+    )
+    _check(settings, frame)
+    key = [settings.user, settings.item, "_time"]
+    event_id = (
+        pl.col(settings.id).cast(pl.String)
+        if settings.id
+        else pl.format("{}/{}/{}", settings.item, "_time", pl.int_range(pl.len()).over(key))
+    )
+    return frame.with_columns(event_id.alias("_id")).sort(settings.user, "_time", "_id")
+
+
+def _paths(files: str) -> list[Path]:
+    path = Path(files)
+    if path.is_dir():
+        found = sorted(p for p in path.iterdir() if p.suffix in (".csv", ".parquet"))
+    elif path.is_file():
+        found = [path]
+    else:
+        found = sorted(path.parent.glob(path.name))
+    if (
+        not found
+        or len({p.suffix for p in found}) > 1
+        or found[0].suffix not in (".csv", ".parquet")
+    ):
+        raise RequestError(f"{files} must be CSV files or Parquet files, and not both")
+    return found
+
+
+def _time(settings: ReplaySettings, frame: pl.DataFrame) -> pl.Series:
+    column = frame[settings.time]
+    if column.dtype == pl.String:
+        column = column.str.to_datetime(time_unit="us", strict=False)
+    if isinstance(column.dtype, pl.Datetime):
+        if column.dtype.time_zone is not None:
+            column = column.dt.convert_time_zone("UTC")
+        return column.dt.epoch("us")
+    if column.dtype == pl.Date:
+        return column.dt.epoch("us")
+    if not column.dtype.is_integer():
+        raise RequestError(f"column {settings.time!r} must hold times or whole numbers")
+    return column.cast(pl.Int64) * _UNITS[settings.time_unit]
+
+
+def _side(column: pl.Series) -> pl.Series:
+    """Return values as JSON has them: numbers as they are, all else as text."""
+    return column if column.dtype.is_numeric() else column.cast(pl.String)
+
+
+def _check(settings: ReplaySettings, frame: pl.DataFrame) -> None:
+    for column in (settings.user, settings.item, "_time", *([settings.id] if settings.id else [])):
+        bad = frame[column].is_null().arg_true()
+        if len(bad):
+            name = settings.time if column == "_time" else column
+            raise RequestError(
+                f"row {bad[0] + 1} of {settings.files} has no {name} that can be read "
+                f"({len(bad):,} such rows): fill or remove them"
+            )
+    for column in (settings.user, settings.item):
+        dtype = frame[column].dtype
+        if not (dtype.is_integer() or dtype == pl.String):
+            raise RequestError(f"column {column!r} must hold whole numbers or text, got {dtype}")
+
+
+def _name(settings: ReplaySettings, frame: pl.DataFrame) -> str:
+    """Return the name of this replay: the same rows read in the same way have the same."""
+    digest = hashlib.sha256(repr(sorted(asdict(settings).items())).encode())
+    digest.update(frame.hash_rows(seed=0).to_numpy().tobytes())
+    return f"replay {digest.hexdigest()[:32]}"
+
+
+def _changes(
+    settings: ReplaySettings, frame: pl.DataFrame, done: int
+) -> Iterator[tuple[int, list[Event]]]:
+    for start in range(done, len(frame), _ROWS):
+        some = frame.slice(start, _ROWS)
+        columns: list[list[Any]] = [
+            some[name].to_list() for name in (settings.user, "_id", "_time", settings.item)
+        ]
+        side = (
+            some.select(settings.side).to_dicts()
+            if settings.side
+            else [{} for _ in range(len(some))]
+        )
+        yield (
+            start,
+            [
+                Event(user=user, id=event_id, time=time, item=item, side=values)
+                for user, event_id, time, item, values in zip(*columns, side, strict=True)
+            ],
+        )

@@ -1,0 +1,232 @@
+"""The BSE service: events in, durable before they are answered, and what is kept of a user."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+from hashtab.serving.bse import metrics
+from hashtab.serving.bse.applying import Outcome
+from hashtab.serving.bse.building import add_model
+from hashtab.serving.bse.group_commit import GroupCommit, TooManyWaitingError
+from hashtab.serving.bse.keeper import Keeper
+from hashtab.serving.bse.messages import (
+    BundleIn,
+    EventsIn,
+    EventsOut,
+    ForgottenOut,
+    ModelOut,
+    ModelsOut,
+    UserOut,
+    iso,
+    to_events,
+)
+from hashtab.serving.bse.settings import BseSettings
+from hashtab.serving.bse.users import forget, show
+from hashtab.serving.bse.writer import Writer
+from hashtab.serving.errors import BundleError
+from hashtab.serving.http import Call, Endpoint, HttpError, Reply, Service
+from hashtab.serving.store import (
+    Event,
+    KeptModel,
+    StoreError,
+    TableStore,
+    User,
+    open_store,
+)
+
+if TYPE_CHECKING:
+    from hashtab.serving.bse.stream import StreamSource
+
+Result = TypeVar("Result")
+
+_COUNTED = {outcome: metrics.EVENTS.labels("http", outcome.value) for outcome in Outcome}
+_AGAIN_S = 1.0  # after which a caller may try again
+
+
+class BseService(Service):
+    """One process of the service; several may share a store.
+
+    Args:
+        settings: what it keeps.
+    """
+
+    name = "bse"
+
+    def __init__(self, settings: BseSettings) -> None:
+        self._settings = settings
+        self._store: TableStore
+        self._writer: Writer
+        self._commits: GroupCommit
+        self._keeper: Keeper
+        self._stream: StreamSource | None = None
+        self._text_users: bool | None = None
+
+    def endpoints(self) -> Sequence[Endpoint]:
+        """Return what it answers."""
+        return [
+            Endpoint(
+                method="POST",
+                path="/v1/events",
+                handle=self._events,
+                body=EventsIn,
+                replies=EventsOut,
+                summary="Take behaviours; answered when they are durable and in the tables.",
+                errors=(429, 503),
+                protected=True,
+            ),
+            Endpoint(
+                method="GET",
+                path="/v1/users/{user}",
+                handle=self._show,
+                replies=UserOut,
+                summary="Show what is kept of a user.",
+                errors=(404, 422, 503),
+                protected=True,
+            ),
+            Endpoint(
+                method="DELETE",
+                path="/v1/users/{user}",
+                handle=self._forget,
+                replies=ForgottenOut,
+                summary="Forget a user everywhere, the log included.",
+                errors=(404, 422, 503),
+                protected=True,
+            ),
+            Endpoint(
+                method="GET",
+                path="/v1/models",
+                handle=self._models,
+                replies=ModelsOut,
+                summary="List the models whose tables are kept.",
+                errors=(503,),
+            ),
+            Endpoint(
+                method="POST",
+                path="/v1/models",
+                handle=self._add_model,
+                body=BundleIn,
+                replies=ModelOut,
+                summary="Keep the tables of a model; they are built in the background.",
+                errors=(409, 503),
+                protected=True,
+            ),
+        ]
+
+    async def start(self) -> None:
+        """Open the store, put the settings into the plan, and begin to work."""
+        await asyncio.to_thread(self._open)
+
+    def _open(self) -> None:
+        self._store = open_store(self._settings.store)
+        self._writer = Writer(self._store)
+        window_us, count = self._settings.window_us, self._settings.count
+        self._writer.plan(lambda plan: replace(plan, window_us=window_us, count=count))
+        for folder in self._settings.bundles:
+            add_model(self._writer, folder)
+        self._read_plan()
+        self._commits = GroupCommit(self._writer)
+        self._keeper = Keeper(self._writer, self._settings.keep_old_s)
+        if self._settings.stream is not None:
+            from hashtab.serving.bse.stream import StreamSource  # its client is an extra
+
+            self._stream = StreamSource(self._settings.stream, self._commits, self._text_users)
+
+    def _read_plan(self) -> None:
+        plan = self._store.plan()
+        for model in self._writer.models(plan).values():
+            self._text_users = model.text_users
+
+    async def stop(self) -> None:
+        """Write what was taken, and let go of the store."""
+        await asyncio.to_thread(self._close)
+
+    def _close(self) -> None:
+        if self._stream is not None:
+            self._stream.stop()
+        self._keeper.stop()
+        self._commits.stop()
+        self._store.close()
+
+    async def _events(self, call: Call) -> Reply:
+        events = to_events(call.body.events, self._text_users)
+        try:
+            outcomes = await self._commits.written(events)
+        except TooManyWaitingError as error:
+            raise HttpError(
+                429, "too many events wait to be written; send them again", retry_after_s=_AGAIN_S
+            ) from error
+        except (StoreError, BundleError) as error:
+            metrics.FAILURES.labels("write").inc()
+            raise HttpError(
+                503, f"not written, send them again: {error}", retry_after_s=_AGAIN_S
+            ) from error
+        return Reply(_answer(events, outcomes))
+
+    async def _show(self, call: Call) -> Reply:
+        user = self._user(call)
+        return Reply(_found(await self._do(lambda: self._shown(user)), user))
+
+    async def _forget(self, call: Call) -> Reply:
+        user = self._user(call)
+        return Reply(_found(await self._do(partial(forget, self._store, user)), user))
+
+    async def _models(self, _: Call) -> Reply:
+        plan = await self._do(self._store.plan)
+        return Reply(ModelsOut([_model(name, kept) for name, kept in plan.models.items()]))
+
+    async def _add_model(self, call: Call) -> Reply:
+        try:
+            fingerprint, kept = await asyncio.to_thread(add_model, self._writer, call.body.bundle)
+        except (BundleError, StoreError) as error:
+            raise HttpError(409, str(error), field="bundle") from error
+        await asyncio.to_thread(self._read_plan)
+        self._keeper.wake()
+        return Reply(_model(fingerprint.hex(), kept))
+
+    def _shown(self, user: User) -> UserOut | None:
+        return show(self._store, self._writer.models(self._store.plan()), user)
+
+    def _user(self, call: Call) -> User:
+        text = call.path["user"]
+        if self._text_users:
+            return text
+        try:
+            number = int(text)
+        except ValueError as error:
+            if self._text_users is None:
+                return text
+            raise HttpError(422, f"users are whole numbers, got {text!r}", field="user") from error
+        if not -(2**63) <= number < 2**63:
+            raise HttpError(422, f"user {text} has more than 64 bits", field="user")
+        return number
+
+    async def _do(self, work: Callable[[], Result]) -> Result:
+        """Do what waits for the store in a thread."""
+        try:
+            return await asyncio.to_thread(work)
+        except (StoreError, BundleError) as error:
+            raise HttpError(503, str(error), retry_after_s=_AGAIN_S) from error
+
+
+def _answer(events: Sequence[Event], outcomes: Sequence[Outcome]) -> EventsOut:
+    for outcome, counter in _COUNTED.items():
+        counter.inc(outcomes.count(outcome))
+    late = [e.id for e, outcome in zip(events, outcomes, strict=True) if outcome is Outcome.LATE]
+    return EventsOut(
+        accepted=outcomes.count(Outcome.ACCEPTED),
+        duplicate=outcomes.count(Outcome.DUPLICATE),
+        late=len(late),
+        late_ids=late,
+    )
+
+
+def _found(found: Result | None, user: User) -> Result:
+    if found is None:
+        raise HttpError(404, f"nothing is kept of user {user!r}", field="user")
+    return found
+
+
+def _model(name: str, kept: KeptModel) -> ModelOut:
+    return ModelOut(name, kept.bundle, kept.digest, kept.state, iso(kept.since))
