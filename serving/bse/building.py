@@ -129,6 +129,9 @@ def _put(
     free = {user for user, record in zip(users, there, strict=True) if record is None}
     same = [user for user in users if heads[user] == seen[user] and user in free]
     change.put_records(model.fingerprint, {user: records[user] for user in same})
+    for user in same:
+        # A writer who has just read that there is no record must meet a change, and look again.
+        change.put_head(user, seen[user])
     return [user for user in users if user in free and heads[user] not in (seen[user], None)]
 
 

@@ -102,7 +102,7 @@ def table_change(
         return added, removed
     # The table holds the last `limit` of the log; of these the first may be pushed out.
     stays = min(change.before, max(limit - len(added), 0))
-    pushed = log.before_last(user, stays, min(len(added), change.before - stays))
+    pushed = log.before_last(user, stays, min(change.before, limit) - stays)
     merged = _ordered([*pushed, *added])
     kept = {event.id for event in merged[max(0, len(merged) - (limit - stays)) :]}
     gained = [event for event in added if event.id in kept]

@@ -10,13 +10,14 @@ from typing import Any
 import polars as pl
 from tqdm import tqdm
 
+from hashtab.features.sources import microseconds
 from hashtab.serving.bse.applying import Outcome
 from hashtab.serving.bse.writer import Writer
 from hashtab.serving.errors import RequestError
 from hashtab.serving.store import Event, TableStore
 
 _ROWS = 5_000  # of one change
-_UNITS = {"s": 10**6, "ms": 10**3, "us": 1}
+_UNITS = ("s", "ms", "us")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +82,9 @@ def replay(settings: ReplaySettings, store: TableStore) -> dict[Outcome, int]:
 def _frame(settings: ReplaySettings) -> pl.DataFrame:
     """Read all rows, in the order of users and times, with `_id` and `_time`."""
     paths = _paths(settings.files)
-    scan = pl.scan_csv if paths[0].suffix == ".csv" else pl.scan_parquet
     try:
-        rows = scan(paths)
+        csv = paths[0].suffix == ".csv"
+        rows = pl.scan_csv(paths, try_parse_dates=True) if csv else pl.scan_parquet(paths)
         lacking = set(settings.columns) - set(rows.collect_schema().names())
         if lacking:
             raise RequestError(
@@ -124,19 +125,14 @@ def _paths(files: str) -> list[Path]:
     return found
 
 
-def _time(settings: ReplaySettings, frame: pl.DataFrame) -> pl.Series:
-    column = frame[settings.time]
-    if column.dtype == pl.String:
-        column = column.str.to_datetime(time_unit="us", strict=False)
-    if isinstance(column.dtype, pl.Datetime):
-        if column.dtype.time_zone is not None:
-            column = column.dt.convert_time_zone("UTC")
-        return column.dt.epoch("us")
-    if column.dtype == pl.Date:
-        return column.dt.epoch("us")
-    if not column.dtype.is_integer():
-        raise RequestError(f"column {settings.time!r} must hold times or whole numbers")
-    return column.cast(pl.Int64) * _UNITS[settings.time_unit]
+def _time(settings: ReplaySettings, frame: pl.DataFrame) -> pl.Expr:
+    """Return times in microseconds, null where there is none."""
+    dtype = frame[settings.time].dtype
+    if not (dtype.is_temporal() or dtype.is_integer()):
+        raise RequestError(
+            f"column {settings.time!r} must hold times or whole numbers, got {dtype}"
+        )
+    return microseconds(settings.time, dtype, settings.time_unit)
 
 
 def _side(column: pl.Series) -> pl.Series:

@@ -73,7 +73,7 @@ def test_any_order_any_cut_and_any_duplicates_give_the_bits_of_a_rebuild(
     plan = plan_of(model, **limits)
     accepted = 0
     while deliveries:
-        cut = chance.randint(1, 12)
+        cut = chance.randint(1, 30)
         some, deliveries = deliveries[:cut], deliveries[cut:]
         accepted += deliver(store, model, plan, some).count(Outcome.ACCEPTED)
         if chance.random() < 0.2:  # delivered, and the answer lost
