@@ -24,6 +24,9 @@ class Keeper:
     Args:
         writer: of the store.
         keep_old_s: seconds that tables of a retiring model stay.
+
+    Attributes:
+        failing: why the store could not be written just now; None when it could.
     """
 
     def __init__(self, writer: Writer, keep_old_s: float) -> None:
@@ -33,6 +36,7 @@ class Keeper:
         self._stopping = threading.Event()
         self._woken = threading.Event()
         self._swept = 0
+        self.failing: str | None = None
         self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
         self._thread.start()
 
@@ -57,7 +61,9 @@ class Keeper:
     def _try(self, name: str, work: Callable[[], None]) -> None:
         try:
             work()
+            self.failing = None
         except Exception as error:  # the store may be away, a disk full: it is tried again
+            self.failing = str(error)
             metrics.FAILURES.labels(name).inc()
             _log.warning("%s failed and is tried again: %s", name, error)
 

@@ -149,6 +149,10 @@ class BseService(Service):
         self._commits.stop()
         self._store.close()
 
+    def not_ready(self) -> str | None:
+        """Say why events cannot be written now; None if they can."""
+        return self._keeper.failing
+
     async def _events(self, call: Call) -> Reply:
         events = to_events(call.body.events, self._text_users)
         try:

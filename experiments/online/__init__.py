@@ -1,0 +1,1 @@
+"""What the experiments with the online services share: client, servers, requests, figures."""
