@@ -162,33 +162,32 @@ class Delivery:
         self._progress.close()
 
     def _deliver(self, turn: int) -> None:
-        connection: http.client.HTTPConnection | None = None
+        connection = self._connection(turn)
         while (number := self._next()) is not None:
-            while True:
-                try:
-                    if connection is None:
-                        turn += 1
-                        port = self._ports[turn % len(self._ports)]
-                        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-                    answer = self._post(connection, self._batches[number])
-                except (OSError, http.client.HTTPException):
-                    answer = None
-                if answer is not None:
-                    break
-                if connection is not None:
-                    connection.close()
-                connection = None
+            while (answer := self._post(connection, self._batches[number])) is None:
+                turn += 1
+                connection.close()
                 time.sleep(0.02)
+                connection = self._connection(turn)
             self._acknowledge(answer)
+        connection.close()
+
+    def _connection(self, turn: int) -> http.client.HTTPConnection:
+        port = self._ports[turn % len(self._ports)]
+        return http.client.HTTPConnection("127.0.0.1", port, timeout=30)
 
     def _next(self) -> int | None:
         with self._lock:
             return self._left.pop() if self._left else None
 
     def _post(self, connection: http.client.HTTPConnection, body: bytes) -> Any | None:
-        connection.request("POST", "/v1/events", body, {"Content-Type": "application/json"})
-        answer = connection.getresponse()
-        content = answer.read()
+        """Return the answer; None where the events must be sent again."""
+        try:
+            connection.request("POST", "/v1/events", body, {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            content = answer.read()
+        except (OSError, http.client.HTTPException):
+            return None
         if answer.status in (429, 503):
             with self._lock:
                 self._found.refused_requests += 1
