@@ -43,6 +43,7 @@ def _serve(arguments: Sequence[str]) -> int:
         count=options.count,
         keep_old_s=options.keep_old_s,
         stream=stream,
+        tracking_uri=options.tracking_uri,
     )
     return run(partial(BseService, settings), server_settings(options))
 
@@ -56,7 +57,13 @@ def serve_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--store", required=True, help="a folder, or a redis:// URL")
     parser.add_argument(
-        "--bundle", action="append", default=[], help="folder of a model; may be given repeatedly"
+        "--bundle",
+        action="append",
+        default=[],
+        help="a model's folder, or models:/name@champion, which is followed; may be given again",
+    )
+    parser.add_argument(
+        "--tracking-uri", default=BseSettings.tracking_uri, help="of MLflow (%(default)s)"
     )
     parser.add_argument("--window-days", type=float, help="days that a behaviour stays; all stay")
     parser.add_argument("--count", type=int, help="latest behaviours of a user that stay; all stay")

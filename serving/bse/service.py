@@ -1,11 +1,13 @@
 """The BSE service: events in, durable before they are answered, and what is kept of a user."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
+from hashtab.serving.alias import follow_alias, is_alias
 from hashtab.serving.bse import metrics
 from hashtab.serving.bse.applying import Outcome
 from hashtab.serving.bse.building import add_model
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
+_log = logging.getLogger(__name__)
+
 _COUNTED = {outcome: metrics.EVENTS.labels("http", outcome.value) for outcome in Outcome}
 _AGAIN_S = 1.0  # after which a caller may try again
 
@@ -61,6 +65,7 @@ class BseService(Service):
         self._commits: GroupCommit
         self._keeper: Keeper
         self._stream: StreamSource | None = None
+        self._following: list[asyncio.Task[None]] = []
         self._text_users: bool | None = None
 
     def endpoints(self) -> Sequence[Endpoint]:
@@ -117,14 +122,17 @@ class BseService(Service):
     async def start(self) -> None:
         """Open the store, put the settings into the plan, and begin to work."""
         await asyncio.to_thread(self._open)
+        aliases = [bundle for bundle in self._settings.bundles if is_alias(bundle)]
+        self._following = [asyncio.create_task(self._follow(alias)) for alias in aliases]
 
     def _open(self) -> None:
         self._store = open_store(self._settings.store)
         self._writer = Writer(self._store)
         window_us, count = self._settings.window_us, self._settings.count
         self._writer.plan(lambda plan: replace(plan, window_us=window_us, count=count))
-        for folder in self._settings.bundles:
-            add_model(self._writer, folder)
+        for bundle in self._settings.bundles:
+            if not is_alias(bundle):
+                add_model(self._writer, bundle)
         self._read_plan()
         self._commits = GroupCommit(self._writer)
         self._keeper = Keeper(self._writer, self._settings.keep_old_s)
@@ -140,7 +148,31 @@ class BseService(Service):
 
     async def stop(self) -> None:
         """Write what was taken, and let go of the store."""
+        for task in self._following:
+            task.cancel()
+        await asyncio.gather(*self._following, return_exceptions=True)
         await asyncio.to_thread(self._close)
+
+    async def _follow(self, alias: str) -> None:
+        """Keep the tables of whatever an alias names."""
+        async for told in follow_alias(alias, self._settings.tracking_uri):
+            if told.folder is None:
+                self._complain(told.error)
+                continue
+            try:
+                await self._add(told.folder)
+            except (BundleError, StoreError) as error:
+                self._complain(f"the tables of {told.folder} are not kept: {error}")
+
+    def _complain(self, problem: str | None) -> None:
+        metrics.FAILURES.labels("alias").inc()
+        _log.warning("%s; the tables of the present models are kept on", problem)
+
+    async def _add(self, folder: str) -> tuple[bytes, KeptModel]:
+        added = await asyncio.to_thread(add_model, self._writer, folder)
+        await asyncio.to_thread(self._read_plan)
+        self._keeper.wake()
+        return added
 
     def _close(self) -> None:
         if self._stream is not None:
@@ -182,11 +214,9 @@ class BseService(Service):
 
     async def _add_model(self, call: Call) -> Reply:
         try:
-            fingerprint, kept = await asyncio.to_thread(add_model, self._writer, call.body.bundle)
+            fingerprint, kept = await self._add(call.body.bundle)
         except (BundleError, StoreError) as error:
             raise HttpError(409, str(error), field="bundle") from error
-        await asyncio.to_thread(self._read_plan)
-        self._keeper.wake()
         return Reply(_model(fingerprint.hex(), kept))
 
     def _shown(self, user: User) -> UserOut | None:

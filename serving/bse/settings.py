@@ -28,11 +28,13 @@ class BseSettings:
 
     Args:
         store: URL of the user tables and the event log.
-        bundles: folders of the models whose tables are kept.
+        bundles: models whose tables are kept: folders, or `models:/name@alias` in the registry,
+            which is followed.
         window_days: days after which a behaviour expires; None keeps all.
         count: latest behaviours of a user that are kept; None keeps all.
         keep_old_s: seconds that tables of a replaced model stay, for scorers to change over.
         stream: read beside HTTP; None for none.
+        tracking_uri: of MLflow, for bundles in the registry.
 
     Raises:
         StoreError: naming the setting that is out of range.
@@ -44,6 +46,7 @@ class BseSettings:
     count: int | None = None
     keep_old_s: float = 600.0
     stream: StreamSettings | None = None
+    tracking_uri: str = "sqlite:///mlflow.db"
 
     def __post_init__(self) -> None:
         if self.window_days is not None and not 0 < self.window_days < 1e6:
