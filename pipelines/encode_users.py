@@ -106,6 +106,7 @@ def encode(settings: EncodeSettings) -> Encoded:
     encoding.histories(0)  # meets a bundle and data that do not fit before any work
     shards = range(dataset.manifest.shards)
     with open_store(encoding.store) as store, only_writer(encoding.store):
+        store.check_not_kept(bundle.layout.fingerprint)
         encoding.begin(store)
         left = [shard for shard in shards if encoding.done(store, shard) is None]
         if left:

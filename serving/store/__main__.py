@@ -109,6 +109,7 @@ def _import(options: argparse.Namespace) -> int:
     fingerprint, pages = read_records(options.file)
     imported = 0
     with open_store(options.store) as store, only_writer(options.store):
+        store.check_not_kept(fingerprint)
         store.remove(fingerprint, [])  # its notes may call records complete that are now replaced
         for page in pages:
             store.put(fingerprint, page)
@@ -119,7 +120,9 @@ def _import(options: argparse.Namespace) -> int:
 
 def _drop(options: argparse.Namespace) -> int:
     with _existing(options.store) as store, only_writer(options.store):
-        dropped = store.drop(_fingerprint(options.fingerprint))
+        fingerprint = _fingerprint(options.fingerprint)
+        store.check_not_kept(fingerprint)
+        dropped = store.drop(fingerprint)
         print(f"dropped {dropped:,} records of {options.fingerprint} from {store.name}")
     return 0
 

@@ -162,6 +162,19 @@ class TableStore(ABC):
         """Models whose tables are kept up to date from the log, by fingerprint."""
         return {bytes.fromhex(name): model for name, model in self.plan().models.items()}
 
+    def check_not_kept(self, fingerprint: bytes) -> None:
+        """Refuse to replace or delete tables that are kept up to date from the log.
+
+        Raises:
+            StoreError: if these are.
+        """
+        if fingerprint in self.kept_models():
+            raise StoreError(
+                f"the BSE service keeps the tables of fingerprint {fingerprint.hex()} in "
+                f"{self.name} from its event log: name another store, or give the service another "
+                "model, after which it drops these itself"
+            )
+
     def heartbeat(self) -> int | None:
         """When a writer last said that all it had accepted was in the tables, microseconds."""
         with self.reading() as log:

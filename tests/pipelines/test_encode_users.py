@@ -18,6 +18,8 @@ from hashtab.pipelines.encode_users import EncodeSettings, encode
 from hashtab.pipelines.encoding import record_of_user
 from hashtab.pipelines.score_batch import ScoreSettings, score
 from hashtab.pipelines.shard_tasks import run_shards
+from hashtab.serving.bse.building import add_model
+from hashtab.serving.bse.writer import Writer
 from hashtab.serving.bundle import Bundle
 from hashtab.serving.errors import BundleError
 from hashtab.serving.store import (
@@ -341,6 +343,16 @@ def test_two_encodings_at_once_are_refused(sdim_bundle: Path, likes: Path, tmp_p
         encode(job)
     encode(job)
     assert len(records(job.store, sdim_bundle)) == conftest.USERS
+
+
+def test_tables_that_a_service_keeps_from_its_log_are_not_encoded_over(
+    sdim_bundle: Path, likes: Path, tmp_path: Path
+) -> None:
+    with open_store(str(tmp_path / "tables")) as store:
+        fingerprint, _ = add_model(Writer(store), sdim_bundle)
+        with pytest.raises(StoreError, match="the BSE service keeps the tables of fingerprint"):
+            encode(settings(sdim_bundle, likes, tmp_path / "tables"))
+        assert list(store.users(fingerprint)) == []
 
 
 def test_a_user_whose_table_overflows_is_named_and_all_others_are_encoded(

@@ -6,7 +6,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from hashtab.serving.store import TableStore, User, only_writer, open_store
+from hashtab.serving.store import PLAN, KeptModel, Plan, TableStore, User, only_writer, open_store
 from hashtab.serving.store.__main__ import main
 from hashtab.serving.store.store import PAGE
 from tests.serving.store.records import FINGERPRINT, LAYOUT, numbered
@@ -204,3 +204,19 @@ def test_what_another_process_writes_is_left_alone(
     with only_writer(str(folder)):
         said = refused(capsys, command, folder, *options[command])
     assert f"another process writes users into {folder}; wait for it or stop it" in said
+
+
+def test_tables_that_a_service_keeps_are_neither_dropped_nor_replaced(
+    store: TableStore, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = fill(store)
+    assert main(["export", url, str(tmp_path / "file"), "--fingerprint", HEX]) == 0
+    kept = KeptModel(bundle="", digest="", state="live", since=0)
+    plan = Plan().with_model(FINGERPRINT, kept).to_bytes()
+    store.change([], lambda change: change.put_value(PLAN, plan))
+    capsys.readouterr()
+    for command in (["drop", url, "--fingerprint", HEX], ["import", url, str(tmp_path / "file")]):
+        assert f"the BSE service keeps the tables of fingerprint {HEX}" in refused(capsys, *command)
+    assert dict(store.items(FINGERPRINT)) == records
+    assert store.counts() == {FINGERPRINT: 3}
+    assert store.fingerprints() == [FINGERPRINT]
