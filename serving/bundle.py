@@ -281,7 +281,8 @@ class Bundle:
     def _state(self, records: Sequence[UserRecord]) -> dict[str, Array]:
         feed: dict[str, Array] = {}
         if self.layout.groups:
-            feed["table"] = np.stack([record.table for record in records])
+            tables = [record.table for record in records]
+            feed["table"] = tables[0][None] if len(tables) == 1 else np.stack(tables)
         if self.manifest.counts_behaviours:
             feed["behaviours"] = np.array([record.behaviours for record in records], np.int64)
         if self.layout.recent:

@@ -16,6 +16,7 @@ from hashtab.serving.http import metrics
 from hashtab.serving.http.admission import TooBusyError
 from hashtab.serving.http.answers import answer_of_error, header_lines, on_the_wire
 from hashtab.serving.http.app import App
+from hashtab.serving.http.pushback import Pushback
 from hashtab.serving.http.routes import Route
 from hashtab.serving.http.tracing import REQUEST_ID
 
@@ -56,6 +57,7 @@ class Door:
 
     def __init__(self, app: App) -> None:
         self.app = app
+        self.pushback = Pushback()
         self._admission = app.admission
         self._arriving = 0
         self._work = [route for route in app.routes if route.endpoint.work]
@@ -117,12 +119,12 @@ class Door:
     def _read(self, data: bytes) -> _Head:
         plain = data.lower() + b"\r"
         found = self._is_work.match(data)
-        length = _LENGTH.search(plain)
-        if found is None or length is None or _SPECIAL.search(plain):
+        lengths = _LENGTH.findall(plain)
+        if found is None or len(lengths) != 1 or _SPECIAL.search(plain):
             return _NEVER
         given = _ID.search(data + b"\r")
         request_id = b"x-request-id: %s\r\n" % given[1] if given else b""
-        return _Head(int(length[1]), (found.lastindex or 1) - 1, request_id)
+        return _Head(int(lengths[0]), (found.lastindex or 1) - 1, request_id)
 
     def publish(self) -> None:
         """Bring metrics and log up to date: refusals are too many to do it at each."""
@@ -145,4 +147,4 @@ def _request_line(route: Route) -> bytes:
     """Return a pattern of how a request for an endpoint begins, in one group."""
     parts = re.split(r"\{[^}]*\}", route.endpoint.path)
     path = "[^/? ]+".join(map(re.escape, parts))
-    return f"({route.endpoint.method} {path})(?=[? ])".encode("ascii")
+    return rf"({route.endpoint.method} {path})(?:\?[^ ]*)? HTTP/1\.1\r\n".encode("ascii")

@@ -108,8 +108,8 @@ class JsonHandler(logging.Handler):
 def log_as_json() -> None:
     """Send all records of `logging` from INFO on to standard error as JSON."""
     logging.basicConfig(level=logging.INFO, handlers=[JsonHandler()], force=True)
-    # Uvicorn says at each start what the line "listening" says once.
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    # Its starts are told by "listening" and "ready", requests that are not HTTP by the metrics.
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)
     sys.excepthook = _log_exception
 
 

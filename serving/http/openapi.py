@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from hashtab.serving.http.answers import ErrorBody
-from hashtab.serving.http.deadlines import TIMEOUT_HEADER
+from hashtab.serving.http.deadlines import LEAST_MS, TIMEOUT_HEADER
 from hashtab.serving.http.service import Endpoint
 from hashtab.serving.http.settings import ServerSettings
 
@@ -74,7 +74,10 @@ def _operation(endpoint: Endpoint, schemas: _Schemas, *, locked: bool) -> Json:
     }
     if endpoint.body is not None:
         content = schemas.content(endpoint.body)
-        operation["requestBody"] = {"required": True, "content": content}
+        operation["requestBody"] = {
+            "required": endpoint.body is not bytes,
+            "content": content,
+        }
     if endpoint.protected and locked:
         operation["security"] = [{"token": []}]
     return operation
@@ -89,7 +92,7 @@ def _parameters(endpoint: Endpoint) -> list[Json]:
         "name": TIMEOUT_HEADER,
         "in": "header",
         "description": "Milliseconds that the client waits; after that the answer is 503.",
-        "schema": {"type": "number", "exclusiveMinimum": 0},
+        "schema": {"type": "number", "minimum": LEAST_MS},
     }
     return [*in_path, timeout]
 

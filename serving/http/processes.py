@@ -15,10 +15,11 @@ from types import FrameType
 
 from prometheus_client.multiprocess import mark_process_dead
 
+from hashtab.serving.http.closing import turn_away
 from hashtab.serving.http.creation import Create, service_of
 from hashtab.serving.http.logs import log_as_json
 from hashtab.serving.http.metrics import MULTIPROCESS_FOLDER
-from hashtab.serving.http.server import START_FAILED, STOP_S, serve
+from hashtab.serving.http.server import START_FAILED, STOP_S, linger_s, serve
 from hashtab.serving.http.settings import ServerSettings
 
 _RESTART_S = 1.0  # between two starts of a process that does not live longer than that
@@ -53,7 +54,11 @@ def _serve_in_child(create: Create, settings: ServerSettings, listener: socket.s
     log_as_json()
     parent = multiprocessing.parent_process()
     assert parent is not None
-    service = service_of(create)
+    try:
+        service = service_of(create)
+    except Exception:
+        _log.exception("the service cannot be made")
+        sys.exit(START_FAILED)
     sys.exit(serve(service, settings, listener, start_first=True, parent=parent.sentinel))
 
 
@@ -121,9 +126,12 @@ class _Watch:
         return True
 
     def _end(self, code: int) -> int:
-        self._listener.close()  # the last process to close it turns connections away
         for child in self._children:
             child.process.terminate()
+        if code == 0:
+            time.sleep(linger_s(self._settings))
+        turn_away(self._listener)
+        self._listener.close()  # the others hold it for as long as they take connections
         until = time.monotonic() + self._settings.drain_s + 2 * STOP_S
         for child in self._children:
             child.process.join(max(0.0, until - time.monotonic()))

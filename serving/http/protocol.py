@@ -1,6 +1,7 @@
 """Uvicorn's HTTP connection, with the door before it and the limits that it leaves out."""
 
 import asyncio
+import re
 from asyncio import TimerHandle
 from typing import Any
 
@@ -15,7 +16,17 @@ from hashtab.serving.http.errors import HttpError
 KEEP_ALIVE_S = 65  # longer than the 60 s of common load balancers, so that they close first
 _MAX_CONNECTIONS = 800  # the usual limit of open files is 1024, and a service opens some too
 _MAX_HEAD_BYTES = 64 << 10
+_UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*", re.IGNORECASE)
 _MESSAGE_S = 30.0  # from the first byte of a request to its last
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """Cut the offer of another protocol out of a head: the parser would drop the body for it.
+
+    Clients that know HTTP/2, Java's among them, offer it on plain connections with each request.
+    """
+    head, end, body = data.partition(b"\r\n\r\n")
+    return _UPGRADE.sub(b"", head) + end + body
 
 
 class Connection(HttpToolsProtocol):
@@ -48,8 +59,11 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Refuse or parse what came."""
-        if self._between_messages and self._door.is_full() and self._refuse(data):
-            return
+        if self._between_messages:
+            if self._door.is_full() and self._refuse(data):
+                return
+            if b"pgrade" in data:
+                data = _without_upgrade(data)
         super().data_received(data)
         if not self._between_messages and not self.transport.is_closing():
             self._wait_for_rest(len(data))
@@ -99,6 +113,7 @@ class Connection(HttpToolsProtocol):
             return False
         self._refused_at = self.loop.time()
         self.transport.write(answer)
+        self._door.pushback.refused(self.transport)
         return True
 
     def _wait_for_request(self, seconds: float) -> None:

@@ -30,16 +30,17 @@ def run(create: Create, settings: ServerSettings) -> int:
         The exit code: 0 if all went well.
 
     Raises:
-        SettingsError: if nothing can listen at the host and port.
+        SettingsError: if nothing can listen at the host and port, or there is no such function.
     """
-    log_as_json()
+    service = service_of(create) if settings.processes == 1 else None
     with _listen(settings.host, settings.port) as listener:
+        log_as_json()
         url = _url(listener)
         fields = {"url": url, "try": f"curl {url}/health/ready", "processes": settings.processes}
         _log.info("listening", extra={"fields": fields})
-        if settings.processes > 1:
+        if service is None:
             return supervise(create, settings, listener)
-        return serve(service_of(create), settings, listener, start_first=False)
+        return serve(service, settings, listener, start_first=False)
 
 
 def _listen(host: str, port: int) -> socket.socket:

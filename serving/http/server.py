@@ -12,6 +12,7 @@ from types import FrameType
 import uvicorn
 
 from hashtab.serving.http.app import App
+from hashtab.serving.http.closing import SETTLE_S, take_all, turn_away
 from hashtab.serving.http.door import Door
 from hashtab.serving.http.logs import STDERR
 from hashtab.serving.http.protocol import KEEP_ALIVE_S, Connection
@@ -49,10 +50,16 @@ def serve(
     Returns:
         The exit code: 0 if all went well, `START_FAILED`, or 1 if the service could not stop.
     """
-    server = _Server(App(service, settings), start_first=start_first, parent=parent)
+    app = App(service, settings)
+    server = _Server(app, listener.dup(), start_first=start_first, parent=parent)
     server.run([listener])
     STDERR.flush()
     return server.exit_code
+
+
+def linger_s(settings: ServerSettings) -> float:
+    """Return the seconds after SIGTERM in which new connections are still answered."""
+    return min(_LINGER_S, settings.drain_s / 2)
 
 
 def config_of(app: App) -> uvicorn.Config:
@@ -73,16 +80,20 @@ def config_of(app: App) -> uvicorn.Config:
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, app: App, *, start_first: bool, parent: int | None) -> None:
+    def __init__(
+        self, app: App, listener: socket.socket, *, start_first: bool, parent: int | None
+    ) -> None:
         super().__init__(config_of(app))
         self.exit_code = 0
         self._app = app
         self._door: Door = self.config.app  # type: ignore[assignment]
+        self._listener = listener  # stays open when the event loop has closed the others
+        self._listener.setblocking(False)
         self._start_first = start_first
         self._parent = parent
         self._start: asyncio.Task[None] | None = None
         self._drain_at: float | None = None
-        self._linger_s = min(_LINGER_S, app.settings.drain_s / 2)
+        self._linger_s = linger_s(app.settings)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         if self._parent is not None:
@@ -103,8 +114,7 @@ class _Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        for server in self.servers:
-            server.close()
+        await self._stop_listening()
         await self._wait_for_last_requests()
         waited = time.monotonic() - (self._drain_at or 0.0)
         left = max(0.0, self._app.settings.drain_s - waited)
@@ -146,6 +156,16 @@ class _Server(uvicorn.Server):
         gc.collect()
         gc.freeze()
         _log.info("ready", extra={"fields": {"process": os.getpid()}})
+
+    async def _stop_listening(self) -> None:
+        if self._parent is None:  # else that is up to the parent: others may go on
+            turn_away(self._listener)
+        if not self.force_exit:
+            await asyncio.sleep(SETTLE_S)
+        for server in self.servers:
+            server.close()
+        await take_all(self._listener, lambda: Connection(self.config, self.server_state, {}))
+        self._listener.close()
 
     async def _wait_for_last_requests(self) -> None:
         """Let clients whose connection was taken just now send what they took it for."""
