@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 
-.PHONY: demo demo-tabular test ui clean
+.PHONY: demo demo-tabular serve test ui clean
 
 demo: $(STAMP)
 	$(BIN)/python pipelines/demo.py
 
 demo-tabular: $(STAMP)
 	$(BIN)/python pipelines/demo_tabular.py
+
+serve: $(STAMP)
+	$(BIN)/python pipelines/serve.py
 
 test: $(STAMP)
 	$(BIN)/ruff check .

@@ -2,9 +2,10 @@
 
 import asyncio
 import contextlib
+import os
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 
 import msgspec
 
@@ -31,8 +32,8 @@ def is_alias(bundle: str) -> bool:
     return bundle.startswith("models:")
 
 
-async def follow_alias(bundle: str, tracking_uri: str) -> AsyncIterator[Told]:
-    """Say what an alias names, now and whenever that changes, until cancelled.
+async def follow_alias(bundle: str, tracking_uri: str) -> AsyncGenerator[Told, None]:
+    """Say what an alias names, now and whenever that changes; close it to end the child process.
 
     Args:
         bundle: `models:/name@alias`.
@@ -55,9 +56,8 @@ async def follow_alias(bundle: str, tracking_uri: str) -> AsyncIterator[Told]:
 @contextlib.asynccontextmanager
 async def _follower(bundle: str, tracking_uri: str) -> AsyncIterator[Process]:
     command = [sys.executable, "-m", "hashtab.pipelines.follow", "--bundle", bundle]
-    process = await asyncio.create_subprocess_exec(
-        *command, "--tracking_uri", tracking_uri, stdin=DEVNULL, stdout=PIPE
-    )
+    command += ["--tracking_uri", tracking_uri, "--parent", str(os.getpid())]
+    process = await asyncio.create_subprocess_exec(*command, stdin=DEVNULL, stdout=PIPE)
     try:
         yield process
     finally:

@@ -107,26 +107,35 @@ def request(
 
 
 class Connection:
-    """One connection, made when it is first used, with at most one request in flight."""
+    """One connection with at most one request in flight; it opens where it is not open."""
 
     def __init__(self, address: Address) -> None:
         self._address = address
         self._socket: socket.socket | None = None
         self._received, self._needed = b"", -1
 
-    def send(self, data: bytes) -> bool:
-        """Send a whole request; return whether the connection is a new one.
+    def open(self) -> bool:
+        """Open the connection; return whether it was not open already.
+
+        Raises:
+            OSError: if the server cannot be reached.
+        """
+        if self._socket is not None:
+            return False
+        self._socket = socket.create_connection(self._address, timeout=_CONNECT_S)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return True
+
+    def send(self, data: bytes) -> None:
+        """Send a whole request.
 
         Raises:
             OSError: if the server cannot be reached or has closed the connection.
         """
         self._received, self._needed = b"", -1
-        new = self._socket is None
-        if self._socket is None:
-            self._socket = socket.create_connection(self._address, timeout=_CONNECT_S)
-            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.open()
+        assert self._socket is not None
         self._socket.sendall(data)
-        return new
 
     def receive(self) -> bool:
         """Take what has come, waiting for it where there is nothing; return whether it is all.
@@ -219,6 +228,8 @@ class _Driver:
         self._due = self._left_out = 0
 
     def run(self) -> Measured:
+        for connection in self._free:
+            self._open(connection)
         cpu, begin = time.process_time(), time.monotonic()
         self._begin = begin
         until, looked = begin + self._load.seconds, begin
@@ -264,12 +275,16 @@ class _Driver:
         self._due += 1
         connection = self._free.pop()
         try:
-            if connection.send(self._load.requests[number]):
-                self._epoll.register(connection.fileno(), select.EPOLLIN)
+            self._open(connection)
+            connection.send(self._load.requests[number])
         except OSError:
             self._end(connection, due, number, broken=True)
             return
         self._busy[connection.fileno()] = connection, due, number
+
+    def _open(self, connection: Connection) -> None:
+        if connection.open():
+            self._epoll.register(connection.fileno(), select.EPOLLIN)
 
     def _patience(self, now: float, until: float) -> float:
         """How long nothing need be sent."""

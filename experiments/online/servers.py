@@ -1,10 +1,11 @@
 """Servers as processes of their own, and what /proc says that they use."""
 
+import os
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
@@ -84,18 +85,28 @@ class Server:
 
 
 @contextmanager
-def serving(command: Sequence[str], log: Path, ready: str = "/health/ready") -> Iterator[Server]:
+def serving(
+    command: Sequence[str],
+    log: Path,
+    ready: str = "/health/ready",
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Server]:
     """Run a server, which is given `--port`, until the block ends.
 
     Args:
         command: of Python: a script or `-m` and a module, with options.
         log: file for what it says.
         ready: path that is answered with 200 once the server can be used.
+        environment: variables beside those of this process.
     """
     port = free_port()
     with log.open("wb") as said:
         process = subprocess.Popen(
-            [sys.executable, *command, f"--port={port}"], stdout=said, stderr=said, cwd=ROOT
+            [sys.executable, *command, f"--port={port}"],
+            stdout=said,
+            stderr=said,
+            cwd=ROOT,
+            env={**os.environ, **(environment or {})},
         )
     server = Server(("127.0.0.1", port), process, log)
     try:

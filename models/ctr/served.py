@@ -1,6 +1,7 @@
-"""A click model in the two parts that serving runs: behaviours to table increments, and scoring.
+"""A click model in the parts that serving runs: behaviours to table increments, and scoring.
 
-Both take one dict of tensors, whose names become those of an exported graph's inputs.
+Scoring comes whole and in halves: what is of an item alone, and the rest. All take one dict of
+tensors, whose names become those of an exported graph's inputs.
 """
 
 import torch
@@ -79,33 +80,98 @@ class ServedScorer(nn.Module):
         Returns:
             Probabilities `[U, C]` float32.
         """
-        model = self.model
-        objects, features = model.objects, model.features
-        candidates = _embed(objects, inputs, "candidate", features.candidate)
-        interest = model.encoder.serve(self._users(inputs, candidates))
-        context = counters = None
-        if features.context:
-            context = _embed(model.context, inputs, "context", features.context).flatten(0, 1)
-        if model.settings.counters:
-            counters = inputs["counters"].flatten(0, 1)
-        # Rows in place of users: runtimes fuse a layer of two dimensions with its bias.
-        rows = candidates.flatten(0, 1), interest.flatten(0, 1)
-        logits = model.logits(*rows, context, counters)
-        return logits.view(candidates.shape[:2]).sigmoid()
+        return _scores(self.model, inputs, *_items(self.model, inputs))
 
-    def _users(self, inputs: dict[str, Tensor], candidates: Tensor) -> ServedUsers:
-        """Join what is kept; what the encoder does not read is empty."""
-        empty = candidates.new_zeros(0)
-        recent = empty
-        if self.model.encoder.recent:
-            recent = _embed(self.model.objects, inputs, "recent", self.model.features.behaviour)
-        return ServedUsers(
-            candidates=candidates,
-            table=inputs["table"].to(candidates.dtype) if "table" in inputs else empty,
-            behaviours=inputs.get("behaviours", empty),
-            recent=recent,
-            recent_lengths=inputs.get("recent_lengths", empty),
-        )
+
+class ServedItems(nn.Module):
+    """The half of `ServedScorer` that is of an item alone, whoever the user is.
+
+    Args:
+        model: as `ServedScorer`'s.
+    """
+
+    def __init__(self, model: ClickModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """Return what `ServedOnline` reads of N items.
+
+        Args:
+            inputs: `candidate.<name>` -> `[N]`, int32 ids or float32.
+
+        Returns:
+            Vectors `[N, D]` float32, and codes `[N, G]` int32 where the encoder looks them up.
+        """
+        vectors, codes = _items(self.model, inputs)
+        looks_up = self.model.encoder.looks_up
+        return (vectors, codes.to(torch.int32)) if looks_up else (vectors,)
+
+
+class ServedOnline(nn.Module):
+    """The other half of `ServedScorer`: the same operations in the same order, so the same bits.
+
+    Args:
+        model: as `ServedScorer`'s.
+    """
+
+    def __init__(self, model: ClickModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Score C items for each of U users.
+
+        Args:
+            inputs: as of `ServedScorer`, but for `item.vector` `[U, C, D]` float32 and `item.codes`
+                `[U, C, G]` int32 in place of `candidate.<name>`.
+
+        Returns:
+            Probabilities `[U, C]` float32.
+        """
+        vectors = inputs["item.vector"]
+        return _scores(self.model, inputs, vectors, inputs.get("item.codes", vectors.new_zeros(0)))
+
+
+def _items(model: ClickModel, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return vectors `[..., D]` and codes `[..., G]`, which are empty if no one reads them."""
+    vectors = _embed(model.objects, inputs, "candidate", model.features.candidate)
+    looks_up = model.encoder.looks_up
+    return vectors, model.encoder.codes(vectors) if looks_up else vectors.new_zeros(0)
+
+
+def _scores(
+    model: ClickModel, inputs: dict[str, Tensor], candidates: Tensor, codes: Tensor
+) -> Tensor:
+    features = model.features
+    interest = model.encoder.serve(_users(model, inputs, candidates, codes))
+    context = counters = None
+    if features.context:
+        context = _embed(model.context, inputs, "context", features.context).flatten(0, 1)
+    if model.settings.counters:
+        counters = inputs["counters"].flatten(0, 1)
+    # Rows in place of users: runtimes fuse a layer of two dimensions with its bias.
+    rows = candidates.flatten(0, 1), interest.flatten(0, 1)
+    logits = model.logits(*rows, context, counters)
+    return logits.view(candidates.shape[:2]).sigmoid()
+
+
+def _users(
+    model: ClickModel, inputs: dict[str, Tensor], candidates: Tensor, codes: Tensor
+) -> ServedUsers:
+    """Join what is kept; what the encoder does not read is empty."""
+    empty = candidates.new_zeros(0)
+    recent = empty
+    if model.encoder.recent:
+        recent = _embed(model.objects, inputs, "recent", model.features.behaviour)
+    return ServedUsers(
+        candidates=candidates,
+        codes=codes,
+        table=inputs["table"].to(candidates.dtype) if "table" in inputs else empty,
+        behaviours=inputs.get("behaviours", empty),
+        recent=recent,
+        recent_lengths=inputs.get("recent_lengths", empty),
+    )
 
 
 def _embed(

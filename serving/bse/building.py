@@ -19,8 +19,8 @@ _USERS_AT_ONCE = 64
 def add_model(writer: Writer, folder: str | Path) -> tuple[bytes, KeptModel]:
     """Put a model into the plan: from now on all writers keep its tables; returns it.
 
-    It is building until every user of the log has a table, and live at once if there are none. A
-    model that is kept already stays as it is, or, where it was retiring, is live again.
+    It is building until every user of the log has a table. A model that is kept already stays as
+    it is, or, where it was retiring, is live again in place of the one that is live now.
 
     Raises:
         BundleError: if the bundle cannot be used.
@@ -32,15 +32,14 @@ def add_model(writer: Writer, folder: str | Path) -> tuple[bytes, KeptModel]:
 
     def added(plan: Plan) -> Plan:
         known = plan.models.get(model.fingerprint.hex())
-        state = "building" if known is None or known.state == "building" else "live"
-        since = known.since if known is not None and known.state == state else microseconds()
         kept = KeptModel(
             bundle=str(Path(folder).resolve()),
             digest=model.bundle.manifest.digest,
-            state=state,  # type: ignore[arg-type]
-            since=since,
+            state="building" if known is None else known.state,
+            since=microseconds() if known is None else known.since,
         )
-        return plan.with_model(model.fingerprint, kept)
+        plan = plan.with_model(model.fingerprint, kept)
+        return _cut_over(plan, model.fingerprint) if kept.state == "retiring" else plan
 
     plan = writer.plan(added)
     return model.fingerprint, plan.models[model.fingerprint.hex()]

@@ -1,6 +1,7 @@
 """The BSE service: events in, durable before they are answered, and what is kept of a user."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -155,16 +156,18 @@ class BseService(Service):
 
     async def _follow(self, alias: str) -> None:
         """Keep the tables of whatever an alias names."""
-        async for told in follow_alias(alias, self._settings.tracking_uri):
-            if told.folder is None:
-                self._complain(told.error)
-                continue
-            try:
-                await self._add(told.folder)
-            except (BundleError, StoreError) as error:
-                self._complain(f"the tables of {told.folder} are not kept: {error}")
+        uri = self._settings.tracking_uri
+        async with contextlib.aclosing(follow_alias(alias, uri)) as heard:
+            async for told in heard:
+                try:
+                    if told.folder is not None:
+                        await self._add(told.folder)
+                    elif told.error is not None:
+                        self._complain(told.error)
+                except (BundleError, StoreError) as error:
+                    self._complain(f"the tables of {told.folder} are not kept: {error}")
 
-    def _complain(self, problem: str | None) -> None:
+    def _complain(self, problem: str) -> None:
         metrics.FAILURES.labels("alias").inc()
         _log.warning("%s; the tables of the present models are kept on", problem)
 
@@ -215,7 +218,7 @@ class BseService(Service):
     async def _add_model(self, call: Call) -> Reply:
         try:
             fingerprint, kept = await self._add(call.body.bundle)
-        except (BundleError, StoreError) as error:
+        except (BundleError, StoreError, OSError, ValueError) as error:
             raise HttpError(409, str(error), field="bundle") from error
         return Reply(_model(fingerprint.hex(), kept))
 

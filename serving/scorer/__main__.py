@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0, or 2 if the settings cannot be used.
     """
-    options = _parser().parse_args(arguments)
+    options = serve_parser().parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="hashtab-scorer-") as state:
         try:
             server = server_settings(options)
@@ -38,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 2
 
 
-def _parser() -> argparse.ArgumentParser:
+def serve_parser() -> argparse.ArgumentParser:
+    """Return the parser of the scorer's options."""
     parser = argparse.ArgumentParser(
         prog="python -m hashtab.serving.scorer",
         description="Score candidates over HTTP with the champion model and users' tables.",

@@ -7,13 +7,13 @@ leaving out the empty ones saves bytes. Equal records have equal bytes.
 """
 
 import struct
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from isal import isal_zlib
 from numpy.typing import NDArray
 
 from hashtab.serving.store.errors import CorruptRecordError, ForeignRecordError, StoreError
@@ -88,7 +88,7 @@ class RecordLayout:
     def digest(self) -> int:
         """32 bits of all but the fingerprint, which tell a record of another layout."""
         parts = (self.shape, self.recent, self.features, self.counters)
-        return zlib.crc32(repr(parts).encode())
+        return isal_zlib.crc32(repr(parts).encode())
 
     @property
     def _feature_names(self) -> tuple[str, ...]:
@@ -185,7 +185,7 @@ def pack(record: UserRecord, layout: RecordLayout) -> bytes:
         ) from error
     sections = (times, events, lengths, rows, *columns, *counters, bitmap)
     body = b"".join([header, *(section.data for section in sections)])
-    return _START.pack(MAGIC, zlib.crc32(body)) + body
+    return _START.pack(MAGIC, isal_zlib.crc32(body)) + body
 
 
 def unpack(data: bytes, layout: RecordLayout) -> UserRecord:
@@ -244,7 +244,7 @@ def _open(data: bytes, fingerprint: bytes) -> _Header:
     magic, checksum = _START.unpack_from(data)
     if magic != MAGIC:
         raise CorruptRecordError(f"a record starts with {magic!r} and not {MAGIC!r}; remove it")
-    if zlib.crc32(memoryview(data)[_START.size :]) != checksum:
+    if isal_zlib.crc32(memoryview(data)[_START.size :]) != checksum:
         raise CorruptRecordError("a record's checksum does not fit its bytes; remove it")
     header = _Header._make(_REST.unpack_from(data, _START.size))
     if header.format != FORMAT:

@@ -48,6 +48,8 @@ class ServedUsers(NamedTuple):
 
     Attributes:
         candidates: `[U, C, D]`.
+        codes: `[U, C, G]`, the candidates' buckets; empty for an encoder that does not look them
+            up.
         table: `[U, G, buckets, D]`, sums of behaviours by bucket, in units of 1 / `TABLE_SCALE`.
         behaviours: `[U]` int64, how many behaviours the sums hold.
         recent: `[U, R, D]`, the latest behaviours in time order, R at least 1; padding at the end.
@@ -55,6 +57,7 @@ class ServedUsers(NamedTuple):
     """
 
     candidates: Tensor
+    codes: Tensor
     table: Tensor
     behaviours: Tensor
     recent: Tensor
@@ -79,6 +82,7 @@ class HistoryEncoder(nn.Module, ABC):
             multiple of D.
         groups: of the table; 0 for an encoder that reads none.
         buckets: of a group of the table.
+        looks_up: whether it reads the buckets that a candidate falls into.
         needs_count: whether it reads how many behaviours the table holds.
         recent: latest behaviours that it reads one by one; None for all, which no one can keep.
         last: behaviours that a sample sees, the latest; all of them when None.
@@ -87,6 +91,7 @@ class HistoryEncoder(nn.Module, ABC):
     output_size: int
     groups: int = 0
     buckets: int = 0
+    looks_up: bool = False
     needs_count: bool = False
     recent: int | None = 0
     last: int | None = None
@@ -99,6 +104,6 @@ class HistoryEncoder(nn.Module, ABC):
     def serve(self, users: ServedUsers) -> Tensor:
         """Return the interest `[U, C, output_size]` of each user's candidates, as `forward`."""
 
-    def codes(self, behaviours: Tensor) -> Tensor:
-        """Return the bucket `[..., groups]` int64 that a behaviour `[..., D]` adds to."""
+    def codes(self, vectors: Tensor) -> Tensor:
+        """Return the buckets `[..., groups]` int64 that a vector `[..., D]` falls into."""
         raise NotImplementedError(f"{type(self).__name__} keeps no table")

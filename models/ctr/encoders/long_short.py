@@ -20,7 +20,7 @@ class LongShort(HistoryEncoder):
         self.long = long
         self.short = short
         self.groups, self.buckets, self.last = long.groups, long.buckets, long.last
-        self.recent = short.recent
+        self.looks_up, self.recent = long.looks_up, short.recent
 
     def forward(self, users: EmbeddedUsers) -> Tensor:
         """Return `[Q, 2 D]`."""
@@ -30,6 +30,6 @@ class LongShort(HistoryEncoder):
         """Return `[U, C, 2 D]`."""
         return torch.cat([self.long.serve(users), self.short.serve(users)], dim=-1)
 
-    def codes(self, behaviours: Tensor) -> Tensor:
+    def codes(self, vectors: Tensor) -> Tensor:
         """Return the long encoder's `[..., groups]`."""
-        return self.long.codes(behaviours)
+        return self.long.codes(vectors)

@@ -39,6 +39,6 @@ class MeanPooling(HistoryEncoder):
         mean = total / users.behaviours.clamp(min=1)[:, None]
         return mean[:, None].expand_as(users.candidates)
 
-    def codes(self, behaviours: Tensor) -> Tensor:
-        """Return `[..., 1]`: all behaviours share one bucket."""
-        return torch.zeros_like(behaviours[..., :1], dtype=torch.int64)
+    def codes(self, vectors: Tensor) -> Tensor:
+        """Return `[..., 1]`: all vectors share one bucket."""
+        return torch.zeros_like(vectors[..., :1], dtype=torch.int64)

@@ -33,6 +33,7 @@ class HashSampledAttention(HistoryEncoder):
         self.tau = tau
         self.last = last
         self.groups, self.buckets = planes // tau, 2**tau
+        self.looks_up = True
         self.register_buffer("planes", torch.randn(size, planes, dtype=torch.float32))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -65,16 +66,16 @@ class HashSampledAttention(HistoryEncoder):
         norm = torch.linalg.vector_norm(users.table, dim=-1, keepdim=True)
         unit = (users.table / norm.clamp(min=torch.finfo(norm.dtype).tiny)).reshape(-1, size)
         rows_UG = torch.arange(n_users * self.groups, device=unit.device) * self.buckets
-        wanted_UCG = self.codes(users.candidates) + rows_UG.view(n_users, 1, self.groups)
+        wanted_UCG = users.codes + rows_UG.to(users.codes.dtype).view(n_users, 1, self.groups)
         read = unit.index_select(0, wanted_UCG.permute(2, 0, 1).flatten())
         # The mean over groups as one product: runtimes sum short runs three times slower.
         weights = read.new_full((1, self.groups), 1 / self.groups)
         mean: Tensor = weights @ read.view(self.groups, n_users * n_candidates * size)
         return mean.view(n_users, n_candidates, size)
 
-    def codes(self, behaviours: Tensor) -> Tensor:
+    def codes(self, vectors: Tensor) -> Tensor:
         """Return `[..., G]`; as `kernels.sdim.codes`, by products that every runtime has."""
-        bits = (behaviours.float() @ self.planes > 0).float()
+        bits = (vectors.float() @ self.planes > 0).float()
         codes: Tensor = (bits @ self._powers()).long()
         return codes
 

@@ -118,6 +118,8 @@ def test_models_are_listed_and_one_that_cannot_be_kept_is_refused(
     answer = client.post("/v1/models", {"bundle": str(tmp_path)})
     assert (answer.status, answer.json["field"]) == (409, "bundle")
     assert "holds no bundle" in answer.json["error"]
+    for nothing in ("x" * 5000, "a\0b"):
+        assert client.post("/v1/models", {"bundle": nothing}).status == 409
     again = client.post("/v1/models", {"bundle": kept["bundle"]})
     assert again.json["fingerprint"] == kept["fingerprint"]
 

@@ -1,0 +1,38 @@
+"""Names of items for people to read, made of what a bundle's catalogue says of each item."""
+
+from pathlib import Path
+
+import polars as pl
+
+from hashtab.features.encoders import FIRST_ID, Vocabulary
+from hashtab.serving.bundle import Bundle
+
+
+def write_names(bundle_folder: Path, target: Path) -> bool:
+    """Write a Parquet file with columns `item` and `name`: each item's text features, in a row.
+
+    Args:
+        bundle_folder: of a click model.
+        target: file.
+
+    Returns:
+        Whether there was anything to write: False where no feature of an item is text.
+
+    Raises:
+        BundleError: if the bundle cannot be used.
+    """
+    bundle = Bundle.open(bundle_folder)
+    catalogue, manifest = bundle.catalogue, bundle.manifest
+    parts = []
+    for name in manifest.items:
+        encoder = bundle.encoders[name]
+        if name == manifest.item or not isinstance(encoder, Vocabulary):
+            continue
+        if encoder.values and isinstance(encoder.values[0], str):
+            values = pl.Series(name, [None] * FIRST_ID + list(encoder.values), dtype=pl.String)
+            parts.append(values.gather(catalogue.features[name][: len(catalogue)]))
+    if not parts:
+        return False
+    named = pl.select(name=pl.concat_str(parts, separator=", ", ignore_nulls=True))
+    named.insert_column(0, catalogue.items.alias("item")).write_parquet(target)
+    return True
