@@ -9,7 +9,7 @@ from hashtab.serving.bundle import Bundle
 
 
 def write_names(bundle_folder: Path, target: Path) -> bool:
-    """Write a Parquet file with columns `item` and `name`: each item's text features, in a row.
+    """Write a Parquet file with columns `item` and `name`: each item's text features, and the item.
 
     Args:
         bundle_folder: of a click model.
@@ -33,6 +33,7 @@ def write_names(bundle_folder: Path, target: Path) -> bool:
             parts.append(values.gather(catalogue.features[name][: len(catalogue)]))
     if not parts:
         return False
-    named = pl.select(name=pl.concat_str(parts, separator=", ", ignore_nulls=True))
-    named.insert_column(0, catalogue.items.alias("item")).write_parquet(target)
+    items = catalogue.items.alias("item")
+    texts = pl.concat_str([*parts, items.cast(pl.String)], separator=", ", ignore_nulls=True)
+    pl.select(items, name=texts).write_parquet(target)
     return True

@@ -61,8 +61,8 @@ class GroupCommit:
         return handed.outcomes
 
     async def written(self, events: Sequence[Event]) -> list[Outcome]:
-        """Hand in events, and wait until they are durable."""
-        return await asyncio.wrap_future(self.submit(events))
+        """Hand in events, and wait until they are durable; who no longer waits cancels nothing."""
+        return await asyncio.shield(asyncio.wrap_future(self.submit(events)))
 
     def stop(self) -> None:
         """Write what was handed in, and end."""

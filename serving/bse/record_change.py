@@ -146,11 +146,20 @@ def _counted(
     signs: NDArray[np.int64],
 ) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
     """Count some values more or less; keys stay in order, and those of nothing go."""
-    asked = np.unique(values).astype(np.uint32)
-    place = np.searchsorted(keys, asked)
-    there = np.take(keys, np.minimum(place, len(keys) - 1)) == asked if len(keys) else asked < 0
-    keys = np.insert(keys, place[~there], asked[~there])
-    total = np.insert(counts, place[~there], 0).astype(np.int64)
-    np.add.at(total, np.searchsorted(keys, values.astype(np.uint32)), signs)
+    asked, change = values.astype(np.uint32), signs
+    if len(asked) > 1:
+        asked, which = np.unique(asked, return_inverse=True)
+        change = np.zeros(len(asked), np.int64)
+        np.add.at(change, which, signs)
+    place = keys.searchsorted(asked)
+    new = np.append(keys, 0)[place] != asked  # a value is never 0
+    if new.any():
+        counts = np.insert(counts, place[new], 0)
+        keys = np.insert(keys, place[new], asked[new])
+        place = keys.searchsorted(asked)
+    total = counts.astype(np.int64)
+    total[place] += change
     kept = total > 0
-    return keys[kept], total[kept].astype(np.uint32)
+    if not kept.all():
+        keys, total = keys[kept], total[kept]
+    return keys, total.astype(np.uint32)
