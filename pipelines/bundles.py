@@ -17,7 +17,7 @@ from hashtab.models.ctr import ClickModel
 from hashtab.pipelines.bundle_folders import bundle_at, digest_of, versions
 from hashtab.pipelines.checkpoints import planes_digest
 from hashtab.pipelines.command_line import SettingsError
-from hashtab.pipelines.onnx_graphs import encoder_graph, scorer_graph, write_graphs
+from hashtab.pipelines.onnx_graphs import encoder_graph, scorer_graphs, write_graphs
 from hashtab.pipelines.parity import Case, cases, check_parity, record_of
 from hashtab.pipelines.saved_model import load_model
 from hashtab.serving.bundle import Bundle
@@ -111,7 +111,7 @@ def check_servable(model: ClickModel) -> None:
 
 
 def _write_parts(folder: Path, model: ClickModel, dataset: Dataset) -> None:
-    graphs = {"scorer": scorer_graph(model)}
+    graphs = scorer_graphs(model)
     if model.encoder.groups:
         graphs["encoder"] = encoder_graph(model)
     write_graphs(graphs, folder)

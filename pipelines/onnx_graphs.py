@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from hashtab.models.ctr import ClickModel, Feature
-from hashtab.models.ctr.served import ServedEncoder, ServedItems, ServedOnline, ServedScorer
+from hashtab.models.ctr.served import ServedEncoder, ServedScorerWithItems
+from hashtab.pipelines.graph_parts import part_of
 
 OPSET = 20
 # A loop or a data-dependent shape a call, or 40 times slower than what ScatterND does.
@@ -22,10 +23,9 @@ REFUSED_OPERATORS = frozenset({"Loop", "NonZero", "ScatterElements"})
 _ALIGNMENT = 4096  # pages, so that a runtime may map each weight
 _SMALL = 1024  # bytes that stay within the graph
 
-_USERS, _LENGTH, _RECENT, _CANDIDATES, _ITEMS = (
-    Dim(name, min=1) for name in ("users", "length", "recent", "candidates", "items")
+_USERS, _LENGTH, _RECENT, _CANDIDATES = (
+    Dim(name, min=1) for name in ("users", "length", "recent", "candidates")
 )
-_OF_CANDIDATES = {0: _USERS, 1: _CANDIDATES}
 Example = dict[str, tuple[Tensor, dict[int, Dim]]]
 
 
@@ -35,54 +35,45 @@ def encoder_graph(model: ClickModel) -> ModelProto:
     return export_graph(ServedEncoder(model), columns, ("increments", "codes", "vectors"))
 
 
-def scorer_graph(model: ClickModel) -> ModelProto:
-    """Export `ServedScorer`; users, candidates and recent behaviours are dynamic."""
-    inputs = _kept(model) | _columns("candidate", model.features.candidate, _OF_CANDIDATES)
-    return export_graph(ServedScorer(model), inputs | _request(model), ("scores",))
+def scorer_graphs(model: ClickModel) -> dict[str, ModelProto]:
+    """Export `ServedScorer`; users, candidates and recent behaviours are dynamic.
+
+    Returns:
+        `scorer`, and its operators once more in two halves: `items`, of candidates alone, whose
+        outputs `item.vector` and, where the encoder looks them up, `item.buckets` are inputs of
+        `online` in place of the candidates' features.
+    """
+    inputs = _scorer_inputs(model)
+    items = ("item.vector", "item.buckets")[: 1 + model.encoder.looks_up]
+    whole = export_graph(ServedScorerWithItems(model), inputs, ("scores", *items))
+    features = [name for name in inputs if name.startswith("candidate.")]
+    others = [name for name in inputs if name not in features]
+    graphs = {
+        "scorer": part_of(whole, list(inputs), ["scores"]),
+        "items": part_of(whole, features, items),
+    }
+    for node in whole.graph.node:
+        if node.op_type == "Shape" and node.input[0] in features:
+            node.input[0] = "item.vector"  # its first sizes are those of the features
+    return graphs | {"online": part_of(whole, [*others, *items], ["scores"])}
 
 
-def items_graph(model: ClickModel) -> ModelProto:
-    """Export `ServedItems`; its outputs are named as the inputs of the online graph."""
-    columns = _columns("candidate", model.features.candidate, {0: _ITEMS})
-    return export_graph(ServedItems(model), columns, tuple(_of_items(model)))
-
-
-def online_graph(model: ClickModel) -> ModelProto:
-    """Export `ServedOnline`; users, candidates and recent behaviours are dynamic."""
-    inputs = _kept(model) | _of_items(model) | _request(model)
-    return export_graph(ServedOnline(model), inputs, ("scores",))
-
-
-def _kept(model: ClickModel) -> Example:
-    """What is kept of a user."""
-    encoder, per_user = model.encoder, {0: _USERS}
+def _scorer_inputs(model: ClickModel) -> Example:
+    encoder, features, settings = model.encoder, model.features, model.settings
+    per_user, per_candidate = {0: _USERS}, {0: _USERS, 1: _CANDIDATES}
     inputs: Example = {}
     if encoder.groups:
-        shape = (2, encoder.groups, encoder.buckets, model.settings.embedding_size)
+        shape = (2, encoder.groups, encoder.buckets, settings.embedding_size)
         inputs["table"] = torch.ones(shape, dtype=torch.int32), per_user
     if encoder.needs_count:
         inputs["behaviours"] = torch.ones(2, dtype=torch.int64), per_user
     if encoder.recent:
-        inputs |= _columns("recent", model.features.behaviour, {0: _USERS, 1: _RECENT})
+        inputs |= _columns("recent", features.behaviour, {0: _USERS, 1: _RECENT})
         inputs["recent_lengths"] = torch.ones(2, dtype=torch.int64), per_user
-    return inputs
-
-
-def _of_items(model: ClickModel) -> Example:
-    """What is computed of an item once."""
-    size, groups = model.settings.embedding_size, model.encoder.groups
-    inputs: Example = {"item.vector": (torch.ones(2, 3, size), _OF_CANDIDATES)}
-    if model.encoder.looks_up:
-        inputs["item.codes"] = torch.ones(2, 3, groups, dtype=torch.int32), _OF_CANDIDATES
-    return inputs
-
-
-def _request(model: ClickModel) -> Example:
-    """What is of a user and a candidate, or of the moment."""
-    inputs = _columns("context", model.features.context, _OF_CANDIDATES)
-    if model.settings.counters:
-        counters = torch.ones(2, 3, len(model.features.counters))
-        inputs["counters"] = counters, _OF_CANDIDATES
+    inputs |= _columns("candidate", features.candidate, per_candidate)
+    inputs |= _columns("context", features.context, per_candidate)
+    if settings.counters:
+        inputs["counters"] = torch.ones(2, 3, len(features.counters)), per_candidate
     return inputs
 
 
@@ -119,10 +110,7 @@ def _move_out(tensor: TensorProto, offset: int, length: int) -> None:
 
 def _columns(role: str, features: tuple[Feature, ...], dynamic: dict[int, Dim]) -> Example:
     dtypes = {"categorical": torch.int32, "numeric": torch.float32}
-    shape = (2, 3)[: len(dynamic)]
-    return {
-        f"{role}.{f.name}": (torch.ones(shape, dtype=dtypes[f.kind]), dynamic) for f in features
-    }
+    return {f"{role}.{f.name}": (torch.ones(2, 3, dtype=dtypes[f.kind]), dynamic) for f in features}
 
 
 def export_graph(module: nn.Module, inputs: Example, outputs: tuple[str, ...]) -> ModelProto:

@@ -15,7 +15,7 @@ from hashtab.features.manifest import Feature
 from hashtab.features.storage import Array
 from hashtab.kernels import sdim
 from hashtab.models.ctr import ClickModel, TensorBatch
-from hashtab.serving.bundle import Bundle, Candidates
+from hashtab.serving.bundle import Bundle, Candidates, Float32
 from hashtab.serving.errors import BundleError
 from hashtab.serving.manifest import Parity
 from hashtab.serving.store import TableOverflowError, UserRecord, pack, sum_by_bucket, unpack
@@ -51,11 +51,11 @@ def check_parity(model: ClickModel, bundle: Bundle, cases: list[Case]) -> Parity
     """Hold every score and hash code of the bundle against those of the model.
 
     Codes are compared over all items of the catalogue and over all cases, tables against the sum
-    that defines them.
+    that defines them, and the scorer's two halves with the whole.
 
     Raises:
-        BundleError: if two scores differ by more than 1e-4, or a code or a table at all, or if a
-            history leaves the fixed point of tables.
+        BundleError: if two scores differ by more than 1e-4, or those of the halves, a code or a
+            table at all, or if a history leaves the fixed point of tables.
     """
     largest, codes = 0.0, check_catalogue_codes(model, bundle)
     for case in cases:
@@ -71,12 +71,26 @@ def check_parity(model: ClickModel, bundle: Bundle, cases: list[Case]) -> Parity
                 f"({case.name}, {len(next(iter(case.behaviours.values())))} behaviours), more than "
                 f"{TOLERANCE:g}: nothing was exported"
             )
+        check_halves(bundle, record, case, served)
         largest = max(largest, difference)
         codes += check_codes(model, bundle, case.behaviours, case.name)
     for case in cases[-TABLES:]:
         check_table(bundle, case.behaviours, case.name)
     scores = sum(len(case.candidates.counters) for case in cases)
     return Parity(requests=len(cases), scores=scores, largest_difference=largest, codes=codes)
+
+
+def check_halves(bundle: Bundle, record: UserRecord, case: Case, scores: Float32) -> None:
+    """Hold what an online service answers against the scores that batch scoring gives."""
+    candidates = case.candidates
+    items = bundle.item_parts(candidates.features)
+    online = bundle.score_items(record, items, candidates.context, candidates.counters)
+    if online.tobytes() != scores.tobytes():
+        raise BundleError(
+            f"the scorer's two halves differ from the whole by "
+            f"{np.abs(online - scores).max():.2g} in a score, where no bit may differ "
+            f"({case.name}): nothing was exported"
+        )
 
 
 def record_of(bundle: Bundle, behaviours: Mapping[str, Array]) -> UserRecord:

@@ -15,12 +15,13 @@ from hashtab.features.storage import write_text
 from hashtab.serving.errors import BundleError, BundleFormatError
 from hashtab.serving.store import RecordLayout
 
-FORMAT = 2
+FORMAT = 3
 FILE = "manifest.json"
 CLICKS, TABLE = "clicks", "table"  # kinds of models
 _SCORED_BY = {CLICKS: "score_batch.py", TABLE: "score_table.py"}
 ENCODERS, CATALOGUE, GOLDEN = "encoders.json", "catalogue.arrow", "golden.npz"
 ENCODER, SCORER, WEIGHTS = "encoder.onnx", "scorer.onnx", "weights.bin"
+ITEMS, ONLINE = "items.onnx", "online.onnx"  # the scorer in two halves
 _AGAIN = "export the model again"
 
 

@@ -19,7 +19,7 @@ from experiments.online.servers import Server, serving
 from hashtab.serving.bse.messages import EventIn, to_events
 from hashtab.serving.bse.model import Model
 from hashtab.serving.bse.record_change import built
-from hashtab.serving.store import User
+from hashtab.serving.store import Head, User
 
 SHARE = 0.7  # of the capacity
 TOLERANCE = 1e-6
@@ -167,7 +167,9 @@ def _expected(
     for number, model in enumerate(models):
         say(f"swaps: offline scores of model {number + 1} of {len(models)}")
         of_user = {user: [e for e in logged if e.user == user] for user in users}
-        records = {user: built(model, past, 0, 1) for user, past in of_user.items()}
+        records = {
+            user: built(model, past, Head(events=len(past))) for user, past in of_user.items()
+        }
         expected[model.bundle.manifest.digest] = [
             offline_scores(model.bundle, records[body["user"]], body) for body in bodies
         ]

@@ -1,7 +1,6 @@
-"""A click model in the parts that serving runs: behaviours to table increments, and scoring.
+"""A click model in the two parts that serving runs: behaviours to table increments, and scoring.
 
-Scoring comes whole and in halves: what is of an item alone, and the rest. All take one dict of
-tensors, whose names become those of an exported graph's inputs.
+Both take one dict of tensors, whose names become those of an exported graph's inputs.
 """
 
 import torch
@@ -80,98 +79,62 @@ class ServedScorer(nn.Module):
         Returns:
             Probabilities `[U, C]` float32.
         """
-        return _scores(self.model, inputs, *_items(self.model, inputs))
+        return self.score(inputs, *self.items(inputs))
 
-
-class ServedItems(nn.Module):
-    """The half of `ServedScorer` that is of an item alone, whoever the user is.
-
-    Args:
-        model: as `ServedScorer`'s.
-    """
-
-    def __init__(self, model: ClickModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        """Return what `ServedOnline` reads of N items.
-
-        Args:
-            inputs: `candidate.<name>` -> `[N]`, int32 ids or float32.
+    def items(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return what is of candidates alone, whoever the user is.
 
         Returns:
-            Vectors `[N, D]` float32, and codes `[N, G]` int32 where the encoder looks them up.
+            Vectors `[U, C, D]` and, if the encoder looks them up, buckets `[U, C, G]` int32, as
+            rows of a user's table `[G * buckets, D]`.
         """
-        vectors, codes = _items(self.model, inputs)
-        looks_up = self.model.encoder.looks_up
-        return (vectors, codes.to(torch.int32)) if looks_up else (vectors,)
+        encoder = self.model.encoder
+        features = self.model.features.candidate
+        vectors = _embed(self.model.objects, inputs, "candidate", features)
+        if not encoder.looks_up:
+            return vectors, vectors.new_zeros(0)
+        first_G = torch.arange(encoder.groups, device=vectors.device) * encoder.buckets
+        return vectors, (encoder.codes(vectors) + first_G).to(torch.int32)
+
+    def score(self, inputs: dict[str, Tensor], candidates: Tensor, buckets: Tensor) -> Tensor:
+        """Return the probabilities `[U, C]` of candidates as `items` returns them."""
+        model = self.model
+        features = model.features
+        interest = model.encoder.serve(self._users(inputs, candidates, buckets))
+        context = counters = None
+        if features.context:
+            context = _embed(model.context, inputs, "context", features.context).flatten(0, 1)
+        if model.settings.counters:
+            counters = inputs["counters"].flatten(0, 1)
+        # Rows in place of users: runtimes fuse a layer of two dimensions with its bias.
+        rows = candidates.flatten(0, 1), interest.flatten(0, 1)
+        logits = model.logits(*rows, context, counters)
+        return logits.view(candidates.shape[:2]).sigmoid()
+
+    def _users(self, inputs: dict[str, Tensor], candidates: Tensor, buckets: Tensor) -> ServedUsers:
+        """Join what is kept; what the encoder does not read is empty."""
+        empty = candidates.new_zeros(0)
+        recent = empty
+        if self.model.encoder.recent:
+            recent = _embed(self.model.objects, inputs, "recent", self.model.features.behaviour)
+        return ServedUsers(
+            candidates=candidates,
+            buckets=buckets,
+            table=inputs["table"].to(candidates.dtype) if "table" in inputs else empty,
+            behaviours=inputs.get("behaviours", empty),
+            recent=recent,
+            recent_lengths=inputs.get("recent_lengths", empty),
+        )
 
 
-class ServedOnline(nn.Module):
-    """The other half of `ServedScorer`: the same operations in the same order, so the same bits.
+class ServedScorerWithItems(ServedScorer):
+    """A scorer that shows what it computes of candidates alone, so that it can be cut there."""
 
-    Args:
-        model: as `ServedScorer`'s.
-    """
-
-    def __init__(self, model: ClickModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
-        """Score C items for each of U users.
-
-        Args:
-            inputs: as of `ServedScorer`, but for `item.vector` `[U, C, D]` float32 and `item.codes`
-                `[U, C, G]` int32 in place of `candidate.<name>`.
-
-        Returns:
-            Probabilities `[U, C]` float32.
-        """
-        vectors = inputs["item.vector"]
-        return _scores(self.model, inputs, vectors, inputs.get("item.codes", vectors.new_zeros(0)))
-
-
-def _items(model: ClickModel, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return vectors `[..., D]` and codes `[..., G]`, which are empty if no one reads them."""
-    vectors = _embed(model.objects, inputs, "candidate", model.features.candidate)
-    looks_up = model.encoder.looks_up
-    return vectors, model.encoder.codes(vectors) if looks_up else vectors.new_zeros(0)
-
-
-def _scores(
-    model: ClickModel, inputs: dict[str, Tensor], candidates: Tensor, codes: Tensor
-) -> Tensor:
-    features = model.features
-    interest = model.encoder.serve(_users(model, inputs, candidates, codes))
-    context = counters = None
-    if features.context:
-        context = _embed(model.context, inputs, "context", features.context).flatten(0, 1)
-    if model.settings.counters:
-        counters = inputs["counters"].flatten(0, 1)
-    # Rows in place of users: runtimes fuse a layer of two dimensions with its bias.
-    rows = candidates.flatten(0, 1), interest.flatten(0, 1)
-    logits = model.logits(*rows, context, counters)
-    return logits.view(candidates.shape[:2]).sigmoid()
-
-
-def _users(
-    model: ClickModel, inputs: dict[str, Tensor], candidates: Tensor, codes: Tensor
-) -> ServedUsers:
-    """Join what is kept; what the encoder does not read is empty."""
-    empty = candidates.new_zeros(0)
-    recent = empty
-    if model.encoder.recent:
-        recent = _embed(model.objects, inputs, "recent", model.features.behaviour)
-    return ServedUsers(
-        candidates=candidates,
-        codes=codes,
-        table=inputs["table"].to(candidates.dtype) if "table" in inputs else empty,
-        behaviours=inputs.get("behaviours", empty),
-        recent=recent,
-        recent_lengths=inputs.get("recent_lengths", empty),
-    )
+    def forward(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """Return the scores, vectors and, if the encoder looks them up, buckets."""
+        vectors, buckets = self.items(inputs)
+        scores = self.score(inputs, vectors, buckets)
+        return (scores, vectors, buckets) if self.model.encoder.looks_up else (scores, vectors)
 
 
 def _embed(

@@ -38,7 +38,7 @@ def _serve(arguments: Sequence[str]) -> int:
     stream = StreamSettings(url=url, name=options.stream_name, group=options.group) if url else None
     settings = BseSettings(
         store=options.store,
-        bundles=tuple(options.bundle),
+        bundle=options.bundle,
         window_days=options.window_days,
         count=options.count,
         keep_old_s=options.keep_old_s,
@@ -57,10 +57,7 @@ def serve_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--store", required=True, help="a folder, or a redis:// URL")
     parser.add_argument(
-        "--bundle",
-        action="append",
-        default=[],
-        help="a model's folder, or models:/name@champion, which is followed; may be given again",
+        "--bundle", help="a model's folder, or models:/name@champion, which is followed"
     )
     parser.add_argument(
         "--tracking-uri", default=BseSettings.tracking_uri, help="of MLflow (%(default)s)"

@@ -187,7 +187,7 @@ class _Records:
         for user, data in zip(users, records, strict=True):
             new = self._turnovers[user].before == 0
             found[user] = UserRecord.empty(self._model.layout) if new else None
-            if data is not None:
+            if data is not None and not new:
                 try:
                     found[user] = unpack(data, self._model.layout)
                 except (CorruptRecordError, ForeignRecordError) as error:
@@ -208,8 +208,7 @@ class _Records:
                     lost=lost,
                     added=added,
                     removed=removed,
-                    after=head.events,
-                    watermark=head.watermark,
+                    head=head,
                 )
                 return pack(made, model.layout)
             except TableOverflowError:
@@ -223,7 +222,7 @@ def from_log(model: Model, user: User, events: Sequence[Event], head: Head) -> b
     """Return the record of all events of a user's log; None where no table can hold it."""
     ordered = sorted(events, key=lambda event: event.order)
     try:
-        return pack(built(model, ordered, head.watermark, head.revision), model.layout)
+        return pack(built(model, ordered, head), model.layout)
     except TableOverflowError as error:
         _log.warning("user %r has no table: %s", user, error)
         return None

@@ -39,6 +39,7 @@ class GroupCommit:
         self._writer = writer
         self._queue: queue.SimpleQueue[_Handed | None] = queue.SimpleQueue()
         self.waiting = 0
+        self._stopped = False
         self._counting = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="group commit", daemon=True)
         self._thread.start()
@@ -51,13 +52,13 @@ class GroupCommit:
         Raises:
             TooManyWaitingError: if too many wait already; none of these was taken.
         """
+        handed = _Handed(events, offsets or {})
         with self._counting:
-            if self.waiting > WAITING:
+            if self._stopped or self.waiting > WAITING:
                 raise TooManyWaitingError
             self.waiting += len(events)
+            self._queue.put(handed)
         metrics.WAITING.set(self.waiting)
-        handed = _Handed(events, offsets or {})
-        self._queue.put(handed)
         return handed.outcomes
 
     async def written(self, events: Sequence[Event]) -> list[Outcome]:
@@ -66,13 +67,18 @@ class GroupCommit:
 
     def stop(self) -> None:
         """Write what was handed in, and end."""
-        self._queue.put(None)
+        with self._counting:
+            self._stopped = True  # nothing comes after what ends the thread
+            self._queue.put(None)
         self._thread.join()
 
     def _run(self) -> None:
         while (first := self._queue.get()) is not None:
             group, last = self._gather(first)
-            self._write(group)
+            # From here on nobody can withdraw them.
+            self._write([h for h in group if h.outcomes.set_running_or_notify_cancel()])
+            for handed in group:
+                self._done(handed)
             if last:
                 return
 
@@ -90,6 +96,8 @@ class GroupCommit:
         return group, False
 
     def _write(self, group: list[_Handed]) -> None:
+        if not group:
+            return
         events = [event for handed in group for event in handed.events]
         offsets = {name: value for handed in group for name, value in handed.offsets.items()}
         begun = time.perf_counter()
@@ -101,7 +109,6 @@ class GroupCommit:
                 for handed in group:
                     self._write([handed])
             else:
-                self._done(group[0])
                 group[0].outcomes.set_exception(error)
             return
         metrics.COMMIT_SECONDS.observe(time.perf_counter() - begun)
@@ -111,10 +118,10 @@ class GroupCommit:
         )
         place = 0
         for handed in group:
-            self._done(handed)
             handed.outcomes.set_result(outcomes[place : place + len(handed.events)])
             place += len(handed.events)
 
     def _done(self, handed: _Handed) -> None:
         with self._counting:
             self.waiting -= len(handed.events)
+        metrics.WAITING.set(self.waiting)

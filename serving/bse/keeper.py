@@ -2,7 +2,9 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable
+from functools import partial
 from itertools import islice
 
 from hashtab.serving.bse import metrics
@@ -15,6 +17,7 @@ _log = logging.getLogger(__name__)
 
 _BEAT_S = 1.0
 _SWEEP_S = 30.0
+_SILENT_S = 5.0
 _USERS_AT_ONCE = 256
 
 
@@ -24,9 +27,6 @@ class Keeper:
     Args:
         writer: of the store.
         keep_old_s: seconds that tables of a retiring model stay.
-
-    Attributes:
-        failing: why the store could not be written just now; None when it could.
     """
 
     def __init__(self, writer: Writer, keep_old_s: float) -> None:
@@ -35,10 +35,19 @@ class Keeper:
         self._lease = Lease(writer.store, "keeping")
         self._stopping = threading.Event()
         self._woken = threading.Event()
-        self._swept = 0
-        self.failing: str | None = None
+        self._swept = self._renewed = 0
+        self._beaten = time.monotonic()
+        self._failing: dict[str, str] = {}
         self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
         self._thread.start()
+
+    @property
+    def failing(self) -> str | None:
+        """Why the store cannot be written now; None if it can, and was a moment ago."""
+        if "heartbeat" in self._failing:
+            return self._failing["heartbeat"]
+        silent_s = time.monotonic() - self._beaten
+        return f"the store has not answered for {silent_s:.0f} s" if silent_s > _SILENT_S else None
 
     def wake(self) -> None:
         """Look at once whether there is something to do."""
@@ -52,19 +61,23 @@ class Keeper:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            self._try("heartbeat", self._writer.beat)
+            self._try("heartbeat", self._beat)
             self._try("keeping", self._keep)
             self._woken.wait(_BEAT_S)
             self._woken.clear()
         self._try("keeping", self._lease.give)
 
+    def _beat(self) -> None:
+        self._writer.beat()
+        self._beaten = time.monotonic()
+
     def _try(self, name: str, work: Callable[[], None]) -> None:
         try:
             work()
-            self.failing = None
+            self._failing.pop(name, None)
         except Exception as error:  # the store may be away, a disk full: it is tried again
-            self.failing = str(error)
-            metrics.FAILURES.labels(name).inc()
+            self._failing[name] = str(error)
+            metrics.FAILURES.labels(name.partition(" ")[0]).inc()
             _log.warning("%s failed and is tried again: %s", name, error)
 
     def _keep(self) -> None:
@@ -76,8 +89,8 @@ class Keeper:
             return
         for name, kept in plan.models.items():
             if kept.state == "building":
-                self._build(bytes.fromhex(name))
-        retire(self._writer, self._keep_us)
+                self._try(f"build of {name}", partial(self._build, bytes.fromhex(name)))
+        retire(self._writer, self._keep_us, self._goes_on)
         if microseconds() - self._swept > _SWEEP_S * 1e6:
             self.sweep(plan)
             self._swept = microseconds()
@@ -88,8 +101,13 @@ class Keeper:
             _log.info("tables of fingerprint %s are live", fingerprint.hex())
 
     def _goes_on(self) -> bool:
-        self._writer.beat()  # a long build must not look like a service that is gone
-        return not self._stopping.is_set() and self._lease.take()
+        if self._stopping.is_set():
+            return False
+        if microseconds() - self._renewed > _BEAT_S * 1e6:
+            self._renewed = microseconds()
+            self._beat()  # long work must not look like a service that is gone
+            return self._lease.take()
+        return True
 
     def sweep(self, plan: Plan) -> None:
         """Take out of log and tables what the plan keeps no longer, of users without new events."""

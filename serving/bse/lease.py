@@ -23,7 +23,7 @@ class Lease:
 
     def take(self) -> bool:
         """Take the lease, or keep it; False where another writer has it."""
-        return self._store.change([], self._taken)
+        return self._store.change([], self._taken, [self._name])
 
     def give(self) -> None:
         """Give the lease back, so that another writer need not wait."""
@@ -32,7 +32,7 @@ class Lease:
             if (change.value(self._name) or b"").decode().partition(" ")[0] == self._mine:
                 change.put_value(self._name, None)
 
-        self._store.change([], given)
+        self._store.change([], given, [self._name])
 
     def _taken(self, change: Change) -> bool:
         owner, _, until = (change.value(self._name) or b"").decode().partition(" ")

@@ -11,12 +11,14 @@ from hashtab.serving.http import HttpError
 from hashtab.serving.store import Event, SideValue
 
 _INT64 = msgspec.Meta(ge=-(2**63), le=2**63 - 1)
-_TIME = msgspec.Meta(ge=-(2**53), le=2**53, description="microseconds since 1970 UTC")
+LATEST_US = 2**53  # that a Redis server orders exactly: the year 2255
+_TIME = msgspec.Meta(ge=-LATEST_US, le=LATEST_US, description="microseconds since 1970 UTC")
 MOST_EVENTS = 10_000  # of one request
 _AHEAD_US = 86_400 * 10**6  # that a clock may be ahead of ours
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-Name = Annotated[int, _INT64] | Annotated[str, msgspec.Meta(min_length=1, max_length=120)]
+LONGEST_USER = 120  # characters, which as UTF-8 fit into a key
+Name = Annotated[int, _INT64] | Annotated[str, msgspec.Meta(min_length=1, max_length=LONGEST_USER)]
 Number = Annotated[int, _INT64] | float
 Side = Annotated[str, msgspec.Meta(max_length=1000)]
 
@@ -92,11 +94,11 @@ class EventOut(msgspec.Struct):
 
 
 class UserOut(msgspec.Struct):
-    """What is kept of a user."""
+    """What is kept of a user; events before the watermark come too late."""
 
     user: int | str
     events: int
-    watermark: str
+    watermark: str | None
     tables: list[TableOut]
     recent: list[EventOut]
 
@@ -131,6 +133,8 @@ def _event(event: EventIn, place: int, text_users: bool | None, latest: int) -> 
             field=f"events[{place}].user",
         )
     time = event.time if isinstance(event.time, int) else to_microseconds(event.time)
+    if not -LATEST_US <= time <= LATEST_US:
+        raise HttpError(422, f"the time {iso(time)} is out of range", field=f"events[{place}].time")
     if time > latest:
         raise HttpError(
             422,

@@ -1,5 +1,6 @@
 """A model whose tables are kept: from events with raw values to what its records are made of."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,9 +112,8 @@ def encode_side(values: Sequence[SideValue], encoder: Encoder) -> Array:
 
 
 def _integer(item: int | str) -> int | None:
-    if isinstance(item, int):
-        return item
-    try:
-        return int(item)
-    except ValueError:
-        return None
+    if isinstance(item, str):
+        if not re.fullmatch("-?[0-9]{1,19}", item):
+            return None
+        item = int(item)
+    return item if -(2**63) <= item < 2**63 else None

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from hashtab.features.storage import Array
 from hashtab.serving.bse.model import Encoded, Model
-from hashtab.serving.store import Event, TableOverflowError, UserRecord
+from hashtab.serving.store import Event, Head, TableOverflowError, UserRecord
 
 _INT32 = np.iinfo(np.int32)
 
@@ -36,8 +36,7 @@ def changed(
     lost: Part,
     added: Part,
     removed: Part,
-    after: int,
-    watermark: int,
+    head: Head,
 ) -> UserRecord:
     """Return a record after a change of its user's log.
 
@@ -48,16 +47,15 @@ def changed(
         lost: what the table loses.
         added: what the log gains.
         removed: what the log loses, its earliest.
-        after: events of the log after it.
-        watermark: of the log after it.
+        head: of the log after it.
 
     Raises:
         TableOverflowError: if a sum leaves int32, or a vector is none that a table holds.
     """
-    times, events, recent = _recent(model, record, added, after)
+    times, events, recent = _recent(model, record, added, head.events)
     return UserRecord(
-        revision=record.revision + 1,
-        watermark=watermark,
+        revision=head.revision,
+        watermark=head.watermark,
         behaviours=record.behaviours + len(gained.places) - len(lost.places),
         table=_table(record.table, gained, lost),
         recent_times=times,
@@ -67,7 +65,7 @@ def changed(
     )
 
 
-def built(model: Model, events: Sequence[Event], watermark: int, revision: int) -> UserRecord:
+def built(model: Model, events: Sequence[Event], head: Head) -> UserRecord:
     """Return the record of all events of a user's log, in order: what any way to it must come to.
 
     Raises:
@@ -75,11 +73,11 @@ def built(model: Model, events: Sequence[Event], watermark: int, revision: int) 
     """
     rows = model.rows(events)
     times = np.array([event.time for event in events], np.int64)
-    record = model.bundle.record(model.behaviours(events, rows), times, rows, watermark)
+    record = model.bundle.record(model.behaviours(events, rows), times, rows, head.watermark)
     kept = events[max(len(events) - model.layout.recent, 0) :]
     return UserRecord(
-        revision=revision,
-        watermark=watermark,
+        revision=head.revision,
+        watermark=head.watermark,
         behaviours=record.behaviours,
         table=record.table,
         recent_times=record.recent_times,

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from hashtab.features.sources import microseconds
 from hashtab.serving.bse.applying import Outcome
+from hashtab.serving.bse.messages import LATEST_US
 from hashtab.serving.bse.writer import Writer
 from hashtab.serving.errors import RequestError
 from hashtab.serving.store import Event, TableStore
@@ -65,6 +66,7 @@ def replay(settings: ReplaySettings, store: TableStore) -> dict[Outcome, int]:
     """
     frame = _frame(settings)
     writer = Writer(store)
+    _check_users(settings, frame, writer)
     name = _name(settings, frame)
     with store.reading() as log:
         done = int(log.value(name) or 0)
@@ -128,15 +130,27 @@ def _paths(files: str) -> list[Path]:
 def _time(settings: ReplaySettings, frame: pl.DataFrame) -> pl.Expr:
     """Return times in microseconds, null where there is none."""
     dtype = frame[settings.time].dtype
-    if not (dtype.is_temporal() or dtype.is_integer()):
+    if not (isinstance(dtype, pl.Datetime) or dtype == pl.Date or dtype.is_integer()):
         raise RequestError(
             f"column {settings.time!r} must hold times or whole numbers, got {dtype}"
         )
     return microseconds(settings.time, dtype, settings.time_unit)
 
 
+def _check_users(settings: ReplaySettings, frame: pl.DataFrame, writer: Writer) -> None:
+    for model in writer.models(writer.store.plan()).values():
+        if model.text_users != (frame[settings.user].dtype == pl.String):
+            wanted = "text" if model.text_users else "whole numbers"
+            raise RequestError(
+                f"column {settings.user!r} holds {frame[settings.user].dtype}, the models whose "
+                f"tables {writer.store.name} keeps know users as {wanted}: cast it"
+            )
+
+
 def _side(column: pl.Series) -> pl.Series:
     """Return values as JSON has them: numbers as they are, all else as text."""
+    if column.dtype.is_decimal():
+        return column.cast(pl.Float64)
     return column if column.dtype.is_numeric() else column.cast(pl.String)
 
 
@@ -149,6 +163,12 @@ def _check(settings: ReplaySettings, frame: pl.DataFrame) -> None:
                 f"row {bad[0] + 1} of {settings.files} has no {name} that can be read "
                 f"({len(bad):,} such rows): fill or remove them"
             )
+    outside = (frame["_time"].abs() > LATEST_US).arg_true()
+    if len(outside):
+        raise RequestError(
+            f"row {outside[0] + 1} of {settings.files} has a {settings.time} beyond the "
+            f"year 2255 in {settings.time_unit}: check --time-unit"
+        )
     for column in (settings.user, settings.item):
         dtype = frame[column].dtype
         if not (dtype.is_integer() or dtype == pl.String):

@@ -3,18 +3,21 @@
 import asyncio
 import contextlib
 import logging
+import re
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from hashtab.serving.alias import follow_alias, is_alias
+from hashtab.serving.alias import Told, follow_alias, is_alias
 from hashtab.serving.bse import metrics
 from hashtab.serving.bse.applying import Outcome
-from hashtab.serving.bse.building import add_model
+from hashtab.serving.bse.building import add_model, start_with, withdraw
 from hashtab.serving.bse.group_commit import GroupCommit, TooManyWaitingError
 from hashtab.serving.bse.keeper import Keeper
 from hashtab.serving.bse.messages import (
+    LONGEST_USER,
     BundleIn,
     EventsIn,
     EventsOut,
@@ -66,8 +69,7 @@ class BseService(Service):
         self._commits: GroupCommit
         self._keeper: Keeper
         self._stream: StreamSource | None = None
-        self._following: list[asyncio.Task[None]] = []
-        self._text_users: bool | None = None
+        self._following: asyncio.Task[None] | None = None
 
     def endpoints(self) -> Sequence[Endpoint]:
         """Return what it answers."""
@@ -109,6 +111,15 @@ class BseService(Service):
                 errors=(503,),
             ),
             Endpoint(
+                method="DELETE",
+                path="/v1/models/{fingerprint}",
+                handle=self._withdraw,
+                replies=ModelsOut,
+                summary="Keep a model's tables no longer; they are dropped.",
+                errors=(404, 422, 503),
+                protected=True,
+            ),
+            Endpoint(
                 method="POST",
                 path="/v1/models",
                 handle=self._add_model,
@@ -123,49 +134,56 @@ class BseService(Service):
     async def start(self) -> None:
         """Open the store, put the settings into the plan, and begin to work."""
         await asyncio.to_thread(self._open)
-        aliases = [bundle for bundle in self._settings.bundles if is_alias(bundle)]
-        self._following = [asyncio.create_task(self._follow(alias)) for alias in aliases]
+        if self._settings.bundle is not None and is_alias(self._settings.bundle):
+            self._following = asyncio.create_task(self._follow(self._settings.bundle))
 
     def _open(self) -> None:
         self._store = open_store(self._settings.store)
         self._writer = Writer(self._store)
         window_us, count = self._settings.window_us, self._settings.count
         self._writer.plan(lambda plan: replace(plan, window_us=window_us, count=count))
-        for bundle in self._settings.bundles:
-            if not is_alias(bundle):
-                add_model(self._writer, bundle)
-        self._read_plan()
+        if self._settings.bundle is not None and not is_alias(self._settings.bundle):
+            start_with(self._writer, self._settings.bundle)
+        try:
+            self._writer.models(self._store.plan())
+        except BundleError as error:  # events get 503 until it is mended or withdrawn
+            _log.error("a model of the plan cannot be opened: %s", error)
         self._commits = GroupCommit(self._writer)
         self._keeper = Keeper(self._writer, self._settings.keep_old_s)
         if self._settings.stream is not None:
             from hashtab.serving.bse.stream import StreamSource  # its client is an extra
 
-            self._stream = StreamSource(self._settings.stream, self._commits, self._text_users)
-
-    def _read_plan(self) -> None:
-        plan = self._store.plan()
-        for model in self._writer.models(plan).values():
-            self._text_users = model.text_users
+            self._stream = StreamSource(self._settings.stream, self._commits, self._writer)
 
     async def stop(self) -> None:
         """Write what was taken, and let go of the store."""
-        for task in self._following:
-            task.cancel()
-        await asyncio.gather(*self._following, return_exceptions=True)
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.gather(self._following, return_exceptions=True)
         await asyncio.to_thread(self._close)
 
     async def _follow(self, alias: str) -> None:
         """Keep the tables of whatever an alias names."""
         uri = self._settings.tracking_uri
-        async with contextlib.aclosing(follow_alias(alias, uri)) as heard:
-            async for told in heard:
-                try:
-                    if told.folder is not None:
-                        await self._add(told.folder)
-                    elif told.error is not None:
-                        self._complain(told.error)
-                except (BundleError, StoreError) as error:
-                    self._complain(f"the tables of {told.folder} are not kept: {error}")
+        while True:
+            try:
+                async with contextlib.aclosing(follow_alias(alias, uri)) as heard:
+                    async for told in heard:
+                        await self._hear(told)
+            except Exception as error:  # whatever it is, the alias must be followed on
+                self._complain(f"{alias} is followed anew: {error}")
+                await asyncio.sleep(_AGAIN_S)
+
+    async def _hear(self, told: Told) -> None:
+        while told.folder is not None:
+            try:
+                await self._add(told.folder)
+                return
+            except (BundleError, StoreError) as error:
+                self._complain(f"the tables of {told.folder} are not kept yet: {error}")
+                await asyncio.sleep(_AGAIN_S)
+        if told.error is not None:
+            self._complain(told.error)
 
     def _complain(self, problem: str) -> None:
         metrics.FAILURES.labels("alias").inc()
@@ -173,7 +191,6 @@ class BseService(Service):
 
     async def _add(self, folder: str) -> tuple[bytes, KeptModel]:
         added = await asyncio.to_thread(add_model, self._writer, folder)
-        await asyncio.to_thread(self._read_plan)
         self._keeper.wake()
         return added
 
@@ -189,9 +206,17 @@ class BseService(Service):
         return self._keeper.failing
 
     async def _events(self, call: Call) -> Reply:
-        events = to_events(call.body.events, self._text_users)
+        events = to_events(call.body.events, self._writer.text_users)
         try:
-            outcomes = await self._commits.written(events)
+            async with asyncio.timeout(call.deadline - time.monotonic()):
+                outcomes = await self._commits.written(events)
+        except TimeoutError as error:
+            raise HttpError(
+                503,
+                "the store has not answered in time: the events may be written or not, send them "
+                "again under the same ids",
+                retry_after_s=_AGAIN_S,
+            ) from error
         except TooManyWaitingError as error:
             raise HttpError(
                 429, "too many events wait to be written; send them again", retry_after_s=_AGAIN_S
@@ -215,10 +240,19 @@ class BseService(Service):
         plan = await self._do(self._store.plan)
         return Reply(ModelsOut([_model(name, kept) for name, kept in plan.models.items()]))
 
+    async def _withdraw(self, call: Call) -> Reply:
+        name = call.path["fingerprint"]
+        if not re.fullmatch("[0-9a-f]{16}", name):
+            raise HttpError(422, "a fingerprint is 16 hexadecimal digits", field="fingerprint")
+        if not await self._do(partial(withdraw, self._writer, bytes.fromhex(name))):
+            raise HttpError(404, f"no tables of {name} are kept", field="fingerprint")
+        self._keeper.wake()
+        return await self._models(call)
+
     async def _add_model(self, call: Call) -> Reply:
         try:
             fingerprint, kept = await self._add(call.body.bundle)
-        except (BundleError, StoreError, OSError, ValueError) as error:
+        except (ValueError, OSError) as error:  # of bundle and store, and of an impossible path
             raise HttpError(409, str(error), field="bundle") from error
         return Reply(_model(fingerprint.hex(), kept))
 
@@ -226,18 +260,20 @@ class BseService(Service):
         return show(self._store, self._writer.models(self._store.plan()), user)
 
     def _user(self, call: Call) -> User:
-        text = call.path["user"]
-        if self._text_users:
+        text, is_text = call.path["user"], self._writer.text_users
+        if is_text is None:
+            is_text = call.query.get("type") == "text"
+        if is_text:
+            if len(text) > LONGEST_USER:
+                raise HttpError(
+                    422, f"no user has more than {LONGEST_USER} characters", field="user"
+                )
             return text
-        try:
-            number = int(text)
-        except ValueError as error:
-            if self._text_users is None:
-                return text
-            raise HttpError(422, f"users are whole numbers, got {text!r}", field="user") from error
-        if not -(2**63) <= number < 2**63:
-            raise HttpError(422, f"user {text} has more than 64 bits", field="user")
-        return number
+        if not re.fullmatch("-?[0-9]{1,19}", text) or not -(2**63) <= int(text) < 2**63:
+            raise HttpError(
+                422, f"users are whole numbers of 64 bits, got {text[:50]!r}", field="user"
+            )
+        return int(text)
 
     async def _do(self, work: Callable[[], Result]) -> Result:
         """Do what waits for the store in a thread."""

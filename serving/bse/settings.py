@@ -28,8 +28,8 @@ class BseSettings:
 
     Args:
         store: URL of the user tables and the event log.
-        bundles: models whose tables are kept: folders, or `models:/name@alias` in the registry,
-            which is followed.
+        bundle: folder of the model whose tables are kept, or `models:/name@alias` in the registry,
+            which is followed; None goes on with those that the store's plan has.
         window_days: days after which a behaviour expires; None keeps all.
         count: latest behaviours of a user that are kept; None keeps all.
         keep_old_s: seconds that tables of a replaced model stay, for scorers to change over.
@@ -41,7 +41,7 @@ class BseSettings:
     """
 
     store: str
-    bundles: tuple[str, ...] = ()
+    bundle: str | None = None
     window_days: float | None = None
     count: int | None = None
     keep_old_s: float = 600.0

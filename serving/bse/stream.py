@@ -4,6 +4,7 @@ import logging
 import threading
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ from hashtab.serving.bse.applying import Outcome
 from hashtab.serving.bse.group_commit import GroupCommit
 from hashtab.serving.bse.messages import EventIn, to_events
 from hashtab.serving.bse.settings import StreamSettings
+from hashtab.serving.bse.writer import Writer
 from hashtab.serving.http import HttpError
 from hashtab.serving.store import Event, StoreError
 
@@ -29,6 +31,7 @@ _AT_ONCE = 500
 _BLOCK_MS = 500
 _IDLE_MS = 30_000  # after which another consumer's entries are taken over
 _AGAIN_S = 1.0
+_LOOK_S, _LAST_LOOK_S = 0.5, 2.0  # that an answer is waited for, and once more when stopping
 FIELD = b"event"  # of an entry: the event as JSON, like one of POST /v1/events
 
 _decode = msgspec.json.Decoder(EventIn).decode
@@ -45,15 +48,13 @@ class StreamSource:
     Args:
         settings: of the stream.
         commits: writes.
-        text_users: whether users must be text; None where no model says.
+        writer: knows whether users must be text.
     """
 
-    def __init__(
-        self, settings: StreamSettings, commits: GroupCommit, text_users: bool | None
-    ) -> None:
+    def __init__(self, settings: StreamSettings, commits: GroupCommit, writer: Writer) -> None:
         self._settings = settings
         self._commits = commits
-        self._text_users = text_users
+        self._writer = writer
         self._client: Any = redis.Redis.from_url(settings.url, socket_timeout=30)
         self._consumer = uuid.uuid4().hex
         self._stopping = threading.Event()
@@ -64,15 +65,21 @@ class StreamSource:
         """Finish the entries under way, and end."""
         self._stopping.set()
         self._thread.join()
+        with suppress(redis.RedisError):
+            name, group = self._settings.name, self._settings.group
+            mine = self._client.xpending_range(name, group, "-", "+", 1, self._consumer)
+            if not mine:  # else another consumer takes them over first
+                self._client.xgroup_delconsumer(name, group, self._consumer)
         self._client.close()
 
     def _run(self) -> None:
         while not self._stopping.is_set():
             try:
                 self._make_group()
+                self._take(self._read("0"))  # what was read and not written, the last time
                 while not self._stopping.is_set():
                     self._take(self._orphans())
-                    self._take(self._new())
+                    self._take(self._read(">"))
             except Exception as error:  # server or store away: entries wait in the stream
                 metrics.FAILURES.labels("stream").inc()
                 _log.warning("the stream %s is tried again: %s", self._settings.name, error)
@@ -87,10 +94,14 @@ class StreamSource:
             if "BUSYGROUP" not in str(error):  # which says that it is there
                 raise
 
-    def _new(self) -> list[Entry]:
-        name = self._settings.name
+    def _read(self, after: str) -> list[Entry]:
+        """Read new entries (">"), or from the first ("0") that this consumer was given before."""
         found = self._client.xreadgroup(
-            self._settings.group, self._consumer, {name: ">"}, count=_AT_ONCE, block=_BLOCK_MS
+            self._settings.group,
+            self._consumer,
+            {self._settings.name: after},
+            count=_AT_ONCE,
+            block=_BLOCK_MS,
         )
         # A list of pairs, or with the newer protocol a mapping.
         streams = found.items() if isinstance(found, dict) else found or []
@@ -114,18 +125,25 @@ class StreamSource:
         events = [event for entry in entries if (event := self._event(entry)) is not None]
         if events:
             # Its own offsets are the group's; the event ids make a second reading harmless.
-            for outcome, count in _counts(self._commits.submit(events).result()).items():
+            for outcome, count in _counts(self._written(events)).items():
                 metrics.EVENTS.labels("stream", outcome.value).inc(count)
         self._client.xack(
             self._settings.name, self._settings.group, *(entry_id for entry_id, _ in entries)
         )
+
+    def _written(self, events: list[Event]) -> list[Outcome]:
+        answer = self._commits.submit(events)
+        while not self._stopping.is_set():
+            with suppress(TimeoutError):
+                return answer.result(_LOOK_S)
+        return answer.result(_LAST_LOOK_S)
 
     def _event(self, entry: Entry) -> Event | None:
         entry_id, fields = entry
         if fields is None:  # deleted from the stream since it was read
             return None
         try:
-            (event,) = to_events([_decode(fields[FIELD])], self._text_users)
+            (event,) = to_events([_decode(fields[FIELD])], self._writer.text_users)
         except KeyError:
             self._reject(entry_id, fields, f"it has no field {FIELD.decode()!r}")
         except (msgspec.MsgspecError, HttpError) as error:

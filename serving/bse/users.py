@@ -2,9 +2,10 @@
 
 import numpy as np
 
+from hashtab.serving.bse.applying import NOTHING
 from hashtab.serving.bse.messages import EventOut, ForgottenOut, TableOut, UserOut, iso
 from hashtab.serving.bse.model import Model
-from hashtab.serving.store import Change, TableStore, User, unpack
+from hashtab.serving.store import PLAN, Change, Plan, TableStore, User, unpack
 
 RECENT = 20  # behaviours that are shown
 
@@ -22,7 +23,8 @@ def show(store: TableStore, models: dict[bytes, Model], user: User) -> UserOut |
             if data is not None:
                 tables.append(_table(data, model))
     recent = [EventOut(e.id, e.item, iso(e.time), e.side) for e in events]
-    return UserOut(user, head.events, iso(head.watermark), tables, recent)
+    watermark = iso(head.watermark) if head.watermark > NOTHING.watermark else None
+    return UserOut(user, head.events, watermark, tables, recent)
 
 
 def _table(data: bytes, model: Model) -> TableOut:
@@ -39,18 +41,19 @@ def _table(data: bytes, model: Model) -> TableOut:
 
 def forget(store: TableStore, user: User) -> ForgottenOut | None:
     """Delete a user's events and every table, of whatever model; None where there was nothing."""
-    fingerprints = store.fingerprints()
+    before = store.fingerprints()
 
     def forgotten(change: Change) -> ForgottenOut | None:
+        # A model may have come meanwhile.
+        kept = map(bytes.fromhex, Plan.from_bytes(change.value(PLAN)).models)
+        fingerprints = {*before, *kept}
         (head,) = change.heads([user])
-        events = change.events(user)
         tables = [f for f in fingerprints if change.records(f, [user])[0] is not None]
-        change.remove(events)
-        change.put_head(user, None)
+        change.forget(user)
         for fingerprint in tables:
             change.put_records(fingerprint, {user: None})
-        if head is None and not events and not tables:
+        if head is None and not tables:
             return None
-        return ForgottenOut(events=len(events), tables=len(tables))
+        return ForgottenOut(events=head.events if head else 0, tables=len(tables))
 
     return store.change([user], forgotten)

@@ -1,5 +1,6 @@
 """Writes events and everything that follows from them, as the plan in the store says."""
 
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
@@ -7,7 +8,16 @@ from typing import TypeVar
 from hashtab.serving.bse.applying import Outcome, apply, expire
 from hashtab.serving.bse.model import Model
 from hashtab.serving.errors import BundleError
-from hashtab.serving.store import HEARTBEAT, PLAN, Change, Event, Plan, TableStore, User
+from hashtab.serving.store import (
+    HEARTBEAT,
+    PLAN,
+    Change,
+    Event,
+    KeptModel,
+    Plan,
+    TableStore,
+    User,
+)
 
 Result = TypeVar("Result")
 
@@ -21,7 +31,8 @@ class Writer:
 
     def __init__(self, store: TableStore) -> None:
         self.store = store
-        self._opened: dict[str, Model] = {}
+        self._opened: dict[str, Model] = {}  # replaced as a whole: other threads read it
+        self._opening = threading.Lock()
 
     def write(
         self, events: Sequence[Event], offsets: Mapping[str, bytes] | None = None
@@ -84,34 +95,54 @@ class Writer:
         return self.store.change([], planned)
 
     def models(self, plan: Plan) -> dict[bytes, Model]:
-        """Return the models of a plan, opened, by fingerprint."""
-        self._open(plan)
-        return self._of(plan)
+        """Return the models of a plan whose tables are kept, opened, by fingerprint.
+
+        Raises:
+            BundleError: if one of them cannot be opened here.
+        """
+        opened = self._open(plan)
+        return {bytes.fromhex(name): opened[k.digest] for name, k in _kept(plan).items()}
+
+    @property
+    def text_users(self) -> bool | None:
+        """Whether the models know users as text; None where none is open."""
+        return next((model.text_users for model in self._opened.values()), None)
 
     def _planned(
         self, change: Change, work: Callable[[Change, Plan, dict[bytes, Model]], Result]
     ) -> Result:
         plan = Plan.from_bytes(change.value(PLAN))
-        if any(kept.digest not in self._opened for kept in plan.models.values()):
+        opened, kept = self._opened, _kept(plan)
+        if not all(model.digest in opened for model in kept.values()):
             raise _NotOpenedError(plan)
-        return work(change, plan, self._of(plan))
+        return work(
+            change, plan, {bytes.fromhex(name): opened[k.digest] for name, k in kept.items()}
+        )
 
-    def _of(self, plan: Plan) -> dict[bytes, Model]:
-        return {bytes.fromhex(name): self._opened[k.digest] for name, k in plan.models.items()}
-
-    def _open(self, plan: Plan) -> None:
+    def _open(self, plan: Plan) -> dict[str, Model]:
         """Open the models of a plan, and let go of others."""
-        opened = {}
-        for name, kept in plan.models.items():
-            model = self._opened.get(kept.digest) or Model.open(kept.bundle)
-            found = model.bundle.manifest
-            if (found.digest, found.fingerprint) != (kept.digest, name):
-                raise BundleError(
-                    f"{kept.bundle} holds the bundle {found.digest[:12]}, its tables are kept for "
-                    f"{kept.digest[:12]}: leave a bundle in its place, the same on every machine"
-                )
-            opened[kept.digest] = model
-        self._opened = opened
+        with self._opening:
+            opened = {}
+            for name, kept in _kept(plan).items():
+                opened[kept.digest] = self._opened.get(kept.digest) or _opened(name, kept)
+            self._opened = opened
+            return opened
+
+
+def _kept(plan: Plan) -> dict[str, KeptModel]:
+    """Return the models whose tables writers keep up to date."""
+    return {name: kept for name, kept in plan.models.items() if kept.state != "dropping"}
+
+
+def _opened(name: str, kept: KeptModel) -> Model:
+    model = Model.open(kept.bundle)
+    found = model.bundle.manifest
+    if (found.digest, found.fingerprint) != (kept.digest, name):
+        raise BundleError(
+            f"{kept.bundle} holds the bundle {found.digest[:12]}, its tables are kept for "
+            f"{kept.digest[:12]}: leave a bundle in its place, the same on every machine"
+        )
+    return model
 
 
 class _NotOpenedError(Exception):

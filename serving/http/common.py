@@ -5,15 +5,15 @@ from collections.abc import Callable
 import msgspec
 
 from hashtab.serving.http import metrics
+from hashtab.serving.http.errors import HttpError
 from hashtab.serving.http.lifecycle import Lifecycle
 from hashtab.serving.http.service import Call, Endpoint, Reply
 
 
-class Health(msgspec.Struct):
-    """Whether requests should be sent here, and why not."""
+class Ready(msgspec.Struct):
+    """That requests should be sent here."""
 
     ready: bool
-    reason: str | None = None
 
 
 class Common:
@@ -43,7 +43,7 @@ class Common:
                 method="GET",
                 path="/health/ready",
                 handle=self._ready,
-                replies=Health,
+                replies=Ready,
                 summary="Whether requests should be sent here; 503 with the reason if not",
             ),
             Endpoint(
@@ -65,8 +65,9 @@ class Common:
         return Reply({"live": True})
 
     async def _ready(self, _: Call) -> Reply:
-        reason = self._lifecycle.not_ready()
-        return Reply(Health(ready=reason is None, reason=reason), status=503 if reason else 200)
+        if reason := self._lifecycle.not_ready():
+            raise HttpError(503, reason, retry_after_s=1)
+        return Reply(Ready(ready=True))
 
     async def _metrics(self, _: Call) -> Reply:
         self._publish()

@@ -20,7 +20,8 @@ from hashtab.serving.http.pushback import Pushback
 from hashtab.serving.http.routes import Route
 from hashtab.serving.http.tracing import REQUEST_ID
 
-_REMEMBERED = 1000  # heads of requests
+_REMEMBERED = 1000  # heads of requests, of at most
+_REMEMBERED_BYTES = 2048
 _LENGTH = re.compile(rb"\ncontent-length:[ \t]*([0-9]{1,9})[ \t]*\r")
 _ID = re.compile(rb"\nx-request-id:[ \t]*(%s)[ \t]*\r" % REQUEST_ID.pattern, re.IGNORECASE)
 # What moves the end of a message, or ends the connection after it, is left to the parser.
@@ -113,7 +114,8 @@ class Door:
             head = self._read(data)
             if len(self._heads) >= _REMEMBERED:
                 self._heads.clear()
-            self._heads[data] = head
+            if len(data) <= _REMEMBERED_BYTES:
+                self._heads[data] = head
         return head
 
     def _read(self, data: bytes) -> _Head:

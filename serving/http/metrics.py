@@ -29,8 +29,9 @@ SECONDS = Histogram(
 )
 REFUSED = Counter(
     "hashtab_http_refused",
-    "Requests that were refused unread or not worked on: too many waited (full), the deadline "
-    "passed (deadline), the client left (gone), too many connections (connections).",
+    "Requests that were not worked on: too many waited (full), the deadline passed (deadline), the "
+    "client left (gone), it was not HTTP (broken), its head was too large (head), it came too "
+    "slowly (slow), too many connections were open (connections).",
     ["reason"],
 )
 IN_FLIGHT = Gauge(

@@ -52,7 +52,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell a request that waits that nobody waits for it."""
-        self._lose_patience_timer()
+        self._stop_waiting()
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.scope["state"][GONE] = True
         super().connection_lost(exc)
@@ -83,7 +83,7 @@ class Connection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """Note the last byte of a request."""
         self._between_messages = True
-        self._lose_patience_timer()
+        self._stop_waiting()
         super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
@@ -137,7 +137,7 @@ class Connection(HttpToolsProtocol):
         else:
             self._close_with(HttpError(408, f"it did not come in {_MESSAGE_S:g} s"), "slow")
 
-    def _lose_patience_timer(self) -> None:
+    def _stop_waiting(self) -> None:
         if self._patience is not None:
             self._patience.cancel()
             self._patience = None

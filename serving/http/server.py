@@ -59,7 +59,7 @@ def serve(
 
 def linger_s(settings: ServerSettings) -> float:
     """Return the seconds after SIGTERM in which new connections are still answered."""
-    return min(_LINGER_S, settings.drain_s / 2)
+    return min(_LINGER_S, settings.drain_s / 4)
 
 
 def config_of(app: App) -> uvicorn.Config:
@@ -169,6 +169,6 @@ class _Server(uvicorn.Server):
 
     async def _wait_for_last_requests(self) -> None:
         """Let clients whose connection was taken just now send what they took it for."""
-        until = time.monotonic() + self._linger_s / 2
+        until = time.monotonic() + self._linger_s
         while self.server_state.connections and time.monotonic() < until:
             await asyncio.sleep(1 / _TICKS_A_SECOND)

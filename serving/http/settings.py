@@ -3,7 +3,7 @@
 import ipaddress
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hashtab.serving.http.errors import SettingsError
 
@@ -31,7 +31,7 @@ class ServerSettings:
 
     host: str = "127.0.0.1"
     port: int = 8000
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     processes: int = 1
     max_body_bytes: int = 4 << 20
     max_waiting: int = 64

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashtab.features.storage import Array
-from hashtab.serving.bundle import Bundle, Candidates, Float32
+from hashtab.serving.bundle import Bundle, Float32
 from hashtab.serving.retrieval import RetrievalError, RetrievalIndex
 from hashtab.serving.scorer.context import ContextEncoder
 from hashtab.serving.scorer.counters import CounterReader
@@ -63,7 +63,8 @@ class Served:
         self.empty = UserRecord.empty(layout)
         self.reads_history = bool(layout.groups or layout.recent or layout.counters)
         self._counters = CounterReader(bundle)
-        self._item_features = [feature.name for feature in manifest.features.candidate]
+        # Of all items at once; the unknown one is the last row of both, which is what -1 means.
+        self._item_parts = bundle.item_parts(bundle.catalogue.features)
 
     @classmethod
     def open(cls, folder: Path, version: str | None = None, index: Path | None = None) -> "Served":
@@ -96,12 +97,13 @@ class Served:
         scores = np.empty(len(rows), np.float32)
         for start in range(0, len(rows), SCORES_AT_ONCE):
             some = slice(start, start + SCORES_AT_ONCE)
-            candidates = Candidates(
-                features=self.catalogue.columns(rows[some], self._item_features),
-                context={name: column[some] for name, column in context.items()},
-                counters=self._counters.read(record, rows[some]),
+            wanted = rows[some]
+            scores[some] = self.bundle.score_items(
+                record,
+                {name: part.take(wanted, axis=0) for name, part in self._item_parts.items()},
+                {name: column[some] for name, column in context.items()},
+                self._counters.read(record, wanted),
             )
-            scores[some] = self.bundle.score(record, candidates)
         return scores
 
 

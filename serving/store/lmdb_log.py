@@ -93,6 +93,16 @@ class LmdbChange(Change):
             self._transaction.delete(_id_key(event.user, event.id))
             self._transaction.delete(_event_key(event, time))
 
+    def forget(self, user: User) -> None:
+        """Remove all that the log has of a user."""
+        for tag in (EVENT, ID):
+            prefix = LOG + tag + user_digest(user)
+            cursor = self._transaction.cursor()
+            found = cursor.set_range(prefix)
+            while found and cursor.key().startswith(prefix):
+                found = cursor.delete()  # and on to the next
+        self._transaction.delete(head_key(user))
+
     def put_head(self, user: User, head: Head | None) -> None:
         """Write what the log says of a user."""
         self._put(head_key(user), None if head is None else pack_head(head))

@@ -93,6 +93,7 @@ class LmdbStore(TableStore):
         self,
         users: Sequence[User],  # noqa: ARG002  one writer at a time has them all
         work: Callable[[Change], Result],
+        values: Sequence[str],  # noqa: ARG002
     ) -> Result:
         with _explained(self.name):
             return self._opened().change(lambda transaction: work(LmdbChange(transaction)))

@@ -32,7 +32,7 @@ class Head:
     """
 
     events: int = 0
-    watermark: int = 0
+    watermark: int = -(1 << 63)
     earliest: int = 0
     revision: int = 0
 
@@ -124,6 +124,10 @@ class Change(LogReader):
     @abstractmethod
     def put_records(self, fingerprint: bytes, records: Mapping[User, bytes | None]) -> None:
         """Write records; None deletes."""
+
+    @abstractmethod
+    def forget(self, user: User) -> None:
+        """Remove all that the log has of a user, whether it can be read or not."""
 
     @abstractmethod
     def put_value(self, name: str, value: bytes | None) -> None:

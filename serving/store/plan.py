@@ -8,7 +8,7 @@ import msgspec
 from hashtab.serving.store.errors import StoreError
 
 PLAN, HEARTBEAT = "plan", "heartbeat"  # names of values in the log
-State = Literal["building", "live", "retiring"]
+State = Literal["building", "live", "retiring", "dropping"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,8 @@ class KeptModel:
         bundle: folder, the same for every writer.
         digest: of the bundle's manifest.
         state: building while some users of the log may have no table yet; live when all have;
-            retiring when another model is live and this one's tables are about to go.
+            retiring when another model is live and this one's tables are about to go; dropping
+            while they go, from when on nobody keeps them.
         since: microseconds, when it came into this state.
     """
 
@@ -37,11 +38,15 @@ class Plan:
         window_us: events older than so many microseconds leave the log; None keeps all.
         count: a user's latest events that stay; None keeps all.
         models: by fingerprint as 16 hex digits.
+        wanted: of the model that is to be live.
+        named: digest of the bundle that a service was started with the last time.
     """
 
     window_us: int | None = None
     count: int | None = None
     models: dict[str, KeptModel] = field(default_factory=dict)
+    wanted: str | None = None
+    named: str | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("window_us", self.window_us), ("count", self.count)):

@@ -101,6 +101,10 @@ class RedisChange(Change):
             self._write("ZREM", _times_key(event.user), event.digest)
             self._write("HDEL", _events_key(event.user), event.digest)
 
+    def forget(self, user: User) -> None:
+        """Remove all that the log has of a user."""
+        self._write("UNLINK", _times_key(user), _events_key(user), PREFIX + head_key(user))
+
     def put_head(self, user: User, head: Head | None) -> None:
         """Write what the log says of a user."""
         self._put(head_key(user), None if head is None else pack_head(head))

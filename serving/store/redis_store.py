@@ -81,8 +81,11 @@ class RedisStore(TableStore):
         with _explained(self.name):
             yield RedisChange(self._client)
 
-    def _change(self, users: Sequence[User], work: Callable[[Change], Result]) -> Result:
-        watched = [PREFIX + value_key(PLAN), *(PREFIX + head_key(user) for user in users)]
+    def _change(
+        self, users: Sequence[User], work: Callable[[Change], Result], values: Sequence[str]
+    ) -> Result:
+        keys = [*map(value_key, (PLAN, *values)), *map(head_key, users)]
+        watched = [PREFIX + key for key in keys]
         with _explained(self.name), self._client.pipeline(transaction=True) as pipeline:
             while True:
                 pipeline.watch(*watched)

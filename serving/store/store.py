@@ -15,7 +15,9 @@ from hashtab.serving.store.events import Event
 from hashtab.serving.store.keys import (
     FINGERPRINT_BYTES,
     FORMAT_KEY,
+    INT_TAG,
     NOTE_TAG,
+    STR_TAG,
     User,
     check_fingerprint,
     is_user_key,
@@ -181,13 +183,19 @@ class TableStore(ABC):
             value = log.value(HEARTBEAT)
         return None if value is None else int(value)
 
-    def change(self, users: Sequence[User], work: Callable[[Change], Result]) -> Result:
+    def change(
+        self,
+        users: Sequence[User],
+        work: Callable[[Change], Result],
+        values: Sequence[str] = (),
+    ) -> Result:
         """Change the log and the tables of some users in one transaction.
 
         Args:
             users: whose heads, events and records `work` reads and may write.
             work: reads and writes; called again where another writer was faster, so it must not
                 do anything else.
+            values: names of values, beside the plan, that `work` decides by.
 
         Returns:
             What `work` returned at last. What it wrote then is as durable as `put` makes records.
@@ -197,11 +205,12 @@ class TableStore(ABC):
                 server's answer was lost, all of it.
         """
         self._check_writable()
-        return self._change(users, work)
+        return self._change(users, work, values)
 
     def _user_pages(self, fingerprint: bytes) -> Iterator[list[bytes]]:
-        for page in self._pages(check_fingerprint(fingerprint)):
-            yield [key for key in page if is_user_key(key)]
+        # By tag: a log has many more keys of events than of users.
+        for tag in (INT_TAG, STR_TAG):
+            yield from self._pages(check_fingerprint(fingerprint) + tag)
 
     def _note_keys(self, fingerprint: bytes) -> list[bytes]:
         return list(chain.from_iterable(self._pages(check_fingerprint(fingerprint) + NOTE_TAG)))
@@ -232,7 +241,9 @@ class TableStore(ABC):
         """Read the log and records as of one moment; on Redis, as they are."""
 
     @abstractmethod
-    def _change(self, users: Sequence[User], work: Callable[[Change], Result]) -> Result:
+    def _change(
+        self, users: Sequence[User], work: Callable[[Change], Result], values: Sequence[str]
+    ) -> Result:
         """`change` where writing is allowed."""
 
     @abstractmethod

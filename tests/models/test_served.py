@@ -223,6 +223,7 @@ def test_what_lies_in_the_padding_of_recent_behaviours_is_not_read(
     generator = torch.Generator().manual_seed(1)
     users = ServedUsers(
         candidates=torch.randn(1, 4, 8, generator=generator),
+        buckets=torch.randint(8, (1, 4, 8), generator=generator) + 8 * torch.arange(8),
         table=torch.randn(1, 8, 8, 8, generator=generator),
         behaviours=torch.tensor([length]),
         recent=torch.randn(1, WINDOW, 8, generator=generator),

@@ -17,11 +17,13 @@ from hashtab.models.ctr import ClickModel, ClickModelSettings, FeatureSpec
 from hashtab.pipelines import bundles, export
 from hashtab.pipelines.bundles import check_servable, export_model, fingerprint
 from hashtab.pipelines.command_line import SettingsError
+from hashtab.pipelines.graph_parts import part_of
 from hashtab.pipelines.parity import Case, cases, check_parity, check_table, torch_scores
 from hashtab.pipelines.saved_model import load_model, save_model
 from hashtab.serving.bundle import Bundle, Candidates, Float32
 from hashtab.serving.errors import BundleError
 from hashtab.serving.manifest import BundleManifest
+from hashtab.serving.scorer.champion import Served
 from hashtab.serving.store import UserRecord
 from tests.pipelines.bundles import HISTORY_LIMIT, WINDOW, export_bundle, small_model
 from tests.tolerances import TOLERANCE
@@ -92,6 +94,37 @@ def test_a_bundle_scores_as_its_model_does(folder: Path) -> None:
 
 
 @each_bundle
+def test_the_scorers_two_halves_give_the_scores_of_the_whole_bit_for_bit(folder: Path) -> None:
+    bundle = Bundle.open(folder)
+    for length, count in ((0, 1), (1, 2), (WINDOW, 3), (HISTORY_LIMIT, 64), (300, 1), (300, 499)):
+        case = random_case(bundle, length, count)
+        record = bundle.record(case.behaviours, np.arange(length), np.full(length, -1))
+        asked = case.candidates
+        parts = bundle.item_parts(asked.features)
+        online = bundle.score_items(record, parts, asked.context, asked.counters)
+        assert online.tobytes() == bundle.score(record, asked).tobytes()
+
+
+@each_bundle
+def test_the_items_of_a_catalogue_score_online_as_in_a_batch(folder: Path) -> None:
+    served = Served.open(folder)
+    bundle, rng = served.bundle, np.random.default_rng(0)
+    items, names = len(bundle.catalogue), [f.name for f in bundle.manifest.features.candidate]
+    met = rng.integers(-1, items, 30)
+    known = bundle.record(bundle.catalogue.columns(met, names), np.arange(30), met)
+    for count, record in ((1, known), (2, known), (300, known), (300, served.empty)):
+        rows = rng.integers(-1, items, count)
+        context = served.context.encode({}, None, count).columns
+        candidates = Candidates(
+            features=bundle.catalogue.columns(rows, names),
+            context=context,
+            counters=bundle.counters(record, rows),
+        )
+        expected = bundle.score(record, candidates)
+        assert served.score(record, rows, context).tobytes() == expected.tobytes()
+
+
+@each_bundle
 def test_the_gates_figures_are_in_the_manifest(folder: Path, likes: Path) -> None:
     manifest, dataset = BundleManifest.read(folder), Dataset.open(likes)
     examples = cases(dataset, load_model(folder.parent / "model"))
@@ -144,6 +177,15 @@ def test_inputs_and_outputs_have_their_names_types_and_free_sizes(folder: Path) 
         expected |= {f"recent.{name}": (INT32, ("users", "recent")) for name in ("item", "kind")}
     assert signature(graphs["scorer"].graph.input) == expected
     assert signature(graphs["scorer"].graph.output) == {"scores": (FLOAT, candidates)}
+    parts = {"item.vector": (FLOAT, (*candidates, table.size))}
+    if "sdim" in manifest.encoder:
+        parts["item.buckets"] = INT32, (*candidates, table.groups)
+    features = {name: value for name, value in expected.items() if name.startswith("candidate.")}
+    others = {name: value for name, value in expected.items() if name not in features}
+    assert signature(graphs["items"].graph.input) == features
+    assert signature(graphs["items"].graph.output) == parts
+    assert signature(graphs["online"].graph.input) == others | parts
+    assert signature(graphs["online"].graph.output) == {"scores": (FLOAT, candidates)}
     if table.groups:
         behaviours = ("users", "length")
         assert signature(graphs["encoder"].graph.input) == {
@@ -196,16 +238,22 @@ def ancestors(model: ModelProto) -> dict[str, set[str]]:
 def test_a_users_part_is_computed_once_and_not_per_candidate(
     folder: Path, operator: str, read: set[str]
 ) -> None:
-    scorer = graphs_of(folder)["scorer"]
-    above = ancestors(scorer)
-    nodes = [node for node in scorer.graph.node if node.op_type == operator]
-    assert [node for node in nodes if above[node.output[0]] == read]
+    for name in ("scorer", "online"):
+        scorer = graphs_of(folder)[name]
+        above = ancestors(scorer)
+        nodes = [node for node in scorer.graph.node if node.op_type == operator]
+        assert [node for node in nodes if above[node.output[0]] == read]
+
+
+def test_a_part_of_a_graph_that_needs_more_than_it_is_given_is_not_made(sdim_bundle: Path) -> None:
+    with pytest.raises(ValueError, match=r"\['scores'\] are computed from \['candidate"):
+        part_of(graphs_of(sdim_bundle)["scorer"], ["table", "context.weekday"], ["scores"])
 
 
 @pytest.mark.parametrize("folder", ["sdim", "long_short"], indirect=True)
-def test_both_graphs_read_one_copy_of_embeddings_and_planes(folder: Path) -> None:
+def test_all_graphs_read_one_copy_of_embeddings_and_planes(folder: Path) -> None:
     places: dict[str, set[tuple[str, ...]]] = {}
-    for name in ("encoder", "scorer"):
+    for name in ("encoder", "scorer", "items", "online"):
         model = onnx.load(folder / f"{name}.onnx", load_external_data=False)
         for tensor in model.graph.initializer:
             shared = tensor.name.removeprefix("model.")
@@ -213,6 +261,7 @@ def test_both_graphs_read_one_copy_of_embeddings_and_planes(folder: Path) -> Non
             places.setdefault(shared, set()).add(place)
     (item,) = places["objects.tables.0.weight"]
     assert item[0] == "weights.bin"
+    assert len(places["head.0.weight"]) == 1
     prefix = "encoder.long." if "long" in folder.parent.name else "encoder."
     assert len(places[f"{prefix}planes"]) == 1
 
@@ -223,8 +272,10 @@ class Graphs:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.graphs = graphs_of(folder)
         self.exports = 0
-        for name in self.graphs:
-            monkeypatch.setattr(bundles, f"{name}_graph", lambda _, name=name: self.give(name))
+        scoring = ("scorer", "items", "online")
+
+        monkeypatch.setattr(bundles, "scorer_graphs", lambda _: {n: self.give(n) for n in scoring})
+        monkeypatch.setattr(bundles, "encoder_graph", lambda _: self.give("encoder"))
 
     def give(self, name: str) -> ModelProto:
         self.exports += 1
@@ -251,7 +302,8 @@ def model_folder(sdim_bundle: Path) -> Path:
 def test_a_rounding_error_passes_the_gate_and_is_noted(
     graphs: Graphs, model_folder: Path, dataset: Dataset, tmp_path: Path
 ) -> None:
-    graphs.edit("scorer", "model.output.bias", lambda bias: bias + 1e-4)
+    for name in ("scorer", "online"):
+        graphs.edit(name, "model.output.bias", lambda bias: bias + 1e-4)
     manifest = export_model(model_folder, dataset, tmp_path / "bundle", METRICS)
     assert 1e-5 < manifest.parity.largest_difference < 1e-4
     assert Bundle.open(tmp_path / "bundle").manifest == manifest
@@ -266,6 +318,10 @@ def other_sign_of_a_plane(planes: np.ndarray) -> np.ndarray:
     return planes * np.where(np.arange(planes.shape[1]) == 3, -1, 1)
 
 
+def by_a_rounding(array: np.ndarray) -> np.ndarray:
+    return array + 1e-5
+
+
 def not_a_number(array: np.ndarray) -> np.ndarray:
     return array * np.nan
 
@@ -276,6 +332,19 @@ def not_a_number(array: np.ndarray) -> np.ndarray:
         ("scorer", "model.output.bias", off_by_one, r"differ by 0\.000\d+ in the score"),
         ("scorer", "model.output.bias", not_a_number, "differ by nan in the score"),
         ("scorer", "model.encoder.planes", other_sign_of_a_plane, r"differ by .* in the score"),
+        (
+            "items",
+            "model.objects.tables.0.weight",
+            by_a_rounding,
+            "two halves differ from the whole",
+        ),
+        (
+            "items",
+            "model.encoder.planes",
+            other_sign_of_a_plane,
+            "two halves differ from the whole",
+        ),
+        ("online", "model.output.bias", by_a_rounding, "two halves differ from the whole"),
         ("encoder", "encoder.planes", other_sign_of_a_plane, r"hash \d+ of \d+ behaviours"),
         ("encoder", "objects.tables.0.weight", np.negative, r"hash \d+ of \d+ behaviours"),
     ],

@@ -12,6 +12,7 @@ from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
+import onnx
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -42,6 +43,8 @@ FILES = (
     "encoder.onnx",
     "encoders.json",
     "golden.npz",
+    "items.onnx",
+    "online.onnx",
     "scorer.onnx",
     "weights.bin",
 )
@@ -187,7 +190,7 @@ def test_an_edited_manifest_is_refused(key: str, value: object, copy: Path) -> N
         Bundle.open(copy)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "7", "null", '{"format": 2}', "\0", "{}"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "7", "null", '{"format": 3}', "\0", "{}"])
 def test_a_manifest_that_is_none_is_refused(text: str, copy: Path) -> None:
     (copy / "manifest.json").write_text(text)
     with pytest.raises(BundleError, match=r"manifest\.json (is no manifest|has format None)"):
@@ -198,7 +201,7 @@ def test_a_manifest_of_a_future_format_is_refused_by_its_format(copy: Path) -> N
     path = copy / "manifest.json"
     plain = json.loads(path.read_text())
     path.write_text(json.dumps({"format": plain["format"] + 1, "graphs": ["new"]}))
-    with pytest.raises(BundleError, match=r"has format 3, this version reads 2; export"):
+    with pytest.raises(BundleError, match=r"has format 4, this version reads 3; export"):
         Bundle.open(copy)
 
 
@@ -223,6 +226,19 @@ def test_scores_that_this_machine_computes_otherwise_are_refused(copy: Path) -> 
         Bundle.open(copy)
     _edit_golden(copy, scores=lambda scores: scores * np.nan)
     with pytest.raises(BundleError, match=r"scorer\.onnx scores its golden batch nan apart"):
+        Bundle.open(copy)
+
+
+def test_halves_of_the_scorer_that_this_machine_computes_otherwise_are_refused(
+    copy: Path,
+) -> None:
+    online = onnx.load(copy / "online.onnx", load_external_data=False)
+    (bias,) = (t for t in online.graph.initializer if t.name == "model.output.bias")
+    bias.raw_data = (onnx.numpy_helper.to_array(bias) + np.float32(1e-5)).tobytes()
+    (copy / "online.onnx").write_bytes(online.SerializeToString())
+    reseal(copy)
+    message = r"items\.onnx and online\.onnx differ from scorer\.onnx in \d+ of \d+ scores"
+    with pytest.raises(BundleError, match=message):
         Bundle.open(copy)
 
 
@@ -270,7 +286,7 @@ def test_a_golden_batch_never_unpickles(tmp_path: Path) -> None:
         GoldenBatch.read(tmp_path / "golden.npz")
 
 
-@pytest.mark.parametrize("name", ["scorer.onnx", "encoder.onnx"])
+@pytest.mark.parametrize("name", ["scorer.onnx", "items.onnx", "online.onnx", "encoder.onnx"])
 def test_a_graph_that_onnxruntime_cannot_load_is_named(name: str, copy: Path) -> None:
     (copy / name).write_bytes(b"no graph")
     reseal(copy)
@@ -373,6 +389,20 @@ def test_a_score_has_the_same_bits_whatever_the_other_candidates(
     assert alone.tobytes() == bundle.score(record, candidates)[rows].tobytes()
 
 
+@pytest.mark.parametrize("count", [1, 2, 4096, 4097, 9000])
+def test_an_items_parts_have_the_same_bits_whatever_the_other_items(
+    bundle: Bundle, count: int
+) -> None:
+    features = columns(bundle.manifest.features.candidate, count, seed=count)
+    parts = bundle.item_parts(features)
+    for row in {0, count // 2, count - 1}:
+        alone = bundle.item_parts(taken(features, np.array([row])))
+        assert {name: part.tobytes() for name, part in alone.items()} == {
+            name: part[row].tobytes() for name, part in parts.items()
+        }
+    assert {len(part) for part in parts.values()} == {count}
+
+
 @few
 @given(seeds, st.lists(st.tuples(st.integers(0, 30), st.integers(1, 30)), min_size=1, max_size=5))
 def test_a_score_has_the_same_bits_whatever_the_other_users(
@@ -456,3 +486,7 @@ def test_candidates_that_lack_a_feature_are_named(bundle: Bundle) -> None:
         bundle.score(record, dataclasses.replace(whole, context={}))
     with pytest.raises(RequestError, match=r"they have \[\]"):
         bundle.score(record, dataclasses.replace(whole, features={}))
+    with pytest.raises(RequestError, match=r"they have \[\]"):
+        bundle.item_parts({})
+    with pytest.raises(RequestError, match="the candidates have no 'hour', which the model reads"):
+        bundle.score_items(record, bundle.item_parts(whole.features), {}, whole.counters)

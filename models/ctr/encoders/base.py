@@ -48,8 +48,8 @@ class ServedUsers(NamedTuple):
 
     Attributes:
         candidates: `[U, C, D]`.
-        codes: `[U, C, G]`, the candidates' buckets; empty for an encoder that does not look them
-            up.
+        buckets: `[U, C, G]`, the candidates' buckets as rows of a user's table `[G * buckets, D]`;
+            empty for an encoder that does not look them up.
         table: `[U, G, buckets, D]`, sums of behaviours by bucket, in units of 1 / `TABLE_SCALE`.
         behaviours: `[U]` int64, how many behaviours the sums hold.
         recent: `[U, R, D]`, the latest behaviours in time order, R at least 1; padding at the end.
@@ -57,7 +57,7 @@ class ServedUsers(NamedTuple):
     """
 
     candidates: Tensor
-    codes: Tensor
+    buckets: Tensor
     table: Tensor
     behaviours: Tensor
     recent: Tensor

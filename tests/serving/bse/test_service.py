@@ -7,7 +7,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+import redis
 
 from hashtab.serving.bse import group_commit
 from hashtab.serving.bse.applying import Outcome
@@ -25,7 +27,7 @@ from tests.serving.store.servers import redis_server
 
 @pytest.fixture
 def client(url: str, shop_bundle: Path) -> Iterator[Client]:
-    service = BseService(BseSettings(store=url, bundles=(str(shop_bundle),)))
+    service = BseService(BseSettings(store=url, bundle=str(shop_bundle)))
     with Client(build_app(service, ServerSettings())) as client:
         yield client
 
@@ -125,7 +127,7 @@ def test_models_are_listed_and_one_that_cannot_be_kept_is_refused(
 
 
 def test_late_events_are_counted_and_named(url: str, shop_bundle: Path) -> None:
-    settings = BseSettings(store=url, bundles=(str(shop_bundle),), count=2)
+    settings = BseSettings(store=url, bundle=str(shop_bundle), count=2)
     with Client(build_app(BseService(settings), ServerSettings())) as client:
         send(client, event(5), event(6), event(7))
         assert send(client, event(1), event(8)).json == {
@@ -140,7 +142,7 @@ def test_with_the_store_away_nothing_is_lost_and_it_goes_on_when_it_is_back(
     tmp_path: Path, shop_bundle: Path
 ) -> None:
     durable = ("--appendonly", "yes", "--appendfsync", "always")
-    settings = BseSettings(store=f"unix://{tmp_path / 'socket'}", bundles=(str(shop_bundle),))
+    settings = BseSettings(store=f"unix://{tmp_path / 'socket'}", bundle=str(shop_bundle))
     with ExitStack() as stack:
         with redis_server(tmp_path, *durable):
             app = build_app(BseService(settings), ServerSettings())
@@ -197,6 +199,70 @@ def test_callers_at_the_same_time_share_a_change_and_only_the_guilty_one_fails(
     assert found[4:] == [pair, pair]
     assert writer.changes == [1, 10, 2, 2, 2, 2, 2]
     assert commits.waiting == 0
+
+
+def test_who_no_longer_waits_takes_nothing_from_the_others(store: TableStore) -> None:
+    writer = _Slow(store)
+    commits = GroupCommit(writer)
+    first, second, third = (commits.submit(events_of(user, 2, 0)) for user in (1, 2, 3))
+    assert second.cancel()
+    writer.let_on.set()
+    assert first.result()
+    assert third.result()
+    commits.stop()
+    assert commits.waiting == 0
+    assert sorted(store.logged_users(), key=str) == [1, 3]
+    with pytest.raises(TooManyWaitingError):
+        commits.submit(events_of(4, 1, 0))
+
+
+def test_a_store_that_hangs_is_answered_for_in_time(tmp_path: Path, shop_bundle: Path) -> None:
+    with redis_server(tmp_path) as socket, ExitStack() as stack:
+        settings = BseSettings(store=f"unix://{socket}", bundle=str(shop_bundle))
+        app = build_app(BseService(settings), ServerSettings(deadline_ms=300))
+        client = stack.enter_context(Client(app))
+        with redis.Redis(unix_socket_path=str(socket)) as admin:
+            process = psutil.Process(int(admin.info()["process_id"]))
+            process.suspend()
+            stack.callback(process.resume)
+            answer = send(client, event(1))
+            process.resume()
+        assert answer.status == 503
+        assert "send them again under the same ids" in answer.json["error"]
+        assert sum(send(client, event(1)).json[name] for name in ("accepted", "duplicate")) == 1
+
+
+def test_an_item_that_no_model_can_know_is_a_behaviour_all_the_same(
+    client: Client, url: str
+) -> None:
+    items = ["9" * 30, "1_0", " 7", "-", 2**63 - 1]
+    assert send(client, *(event(i, item=item) for i, item in enumerate(items))).json[
+        "accepted"
+    ] == len(items)
+    assert client.get("/v1/users/1").json["tables"][0]["behaviours"] == len(items)
+
+
+def test_times_long_past_are_taken_and_impossible_ones_named(client: Client) -> None:
+    assert send(client, event(1, time=-5), event(2, time="1931-05-05")).status == 422
+    old = event(1, time=-5), event(2, time="1931-05-05T00:00:00Z")
+    assert send(client, *old).json["accepted"] == 2
+    assert client.get("/v1/users/1").json["watermark"] is None
+    assert send(client, event(3, time="0001-01-01T00:00:00Z")).json["field"] == "events[0].time"
+
+
+def test_a_model_can_be_withdrawn_and_its_tables_go(client: Client, url: str, model: Model) -> None:
+    send(client, event(1))
+    name = model.fingerprint.hex()
+    assert client.request("DELETE", f"/v1/models/{name}").status == 200
+    deadline = time.monotonic() + 20
+    while client.get("/v1/models").json["models"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    with open_store(url, readonly=True) as store:
+        assert list(store.users(model.fingerprint)) == []
+        assert len(store.events(1)) == 1
+    assert client.request("DELETE", f"/v1/models/{name}").status == 404
+    assert client.request("DELETE", "/v1/models/all").status == 422
 
 
 def test_more_than_can_be_written_soon_is_refused(

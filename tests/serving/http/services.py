@@ -1,6 +1,7 @@
 """Services to test servers with; a server in a process of its own makes them by name."""
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import Sequence
@@ -97,6 +98,7 @@ class Slow(Example):
     """Takes long to start."""
 
     async def start(self) -> None:
+        logging.getLogger(__name__).info("starting")
         await asyncio.sleep(60)
 
 

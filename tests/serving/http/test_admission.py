@@ -8,6 +8,7 @@ import pytest
 import uvloop
 
 from hashtab.serving.http.admission import Admission, DeadlineError
+from hashtab.serving.http.deadlines import timeout_s
 from tests.serving.http.client import Client, Request
 from tests.serving.http.services import Example
 
@@ -45,11 +46,12 @@ def test_a_call_whose_deadline_passes_is_never_worked_on(client: Client, service
     assert service.worked == ["a", "b"]
 
 
-def test_a_request_may_not_ask_for_more_time_than_the_server_gives(
-    client: Client, service: Example
+@pytest.mark.parametrize(("asked", "given_s"), [(b"500", 0.5), (b"1e300", 2.0), (b"inf", 2.0)])
+def test_a_request_may_ask_for_less_time_than_the_server_gives(
+    asked: bytes, given_s: float
 ) -> None:
-    asked = {"Request-Timeout-Ms": "1e300"}
-    assert client.request("POST", "/work", b"1", asked).status == 200
+    assert timeout_s({b"request-timeout-ms": asked}, 2000.0) == given_s
+    assert timeout_s({}, 2000.0) == 2.0
 
 
 def test_a_deadline_is_told_when_it_passes_and_not_later() -> None:

@@ -16,10 +16,10 @@ def metric(client: Client, name: str) -> float:
 
 
 def test_a_service_is_ready_when_it_says_so(client: Client, service: Example) -> None:
-    assert client.get("/health/ready").json == {"ready": True, "reason": None}
+    assert client.get("/health/ready").json == {"ready": True}
     service.reason = "no model yet"
     response = client.get("/health/ready")
-    assert (response.status, response.json["reason"]) == (503, "no model yet")
+    assert (response.status, response.json["error"]) == (503, "no model yet")
     assert client.get("/health/live").status == 200
     assert client.get("/users/1").status == 200
 
@@ -33,7 +33,7 @@ def test_before_the_start_only_the_common_endpoints_answer(
         response = client.get("/users/1")
         assert (response.status, response.headers["retry-after"]) == (503, "1")
         response = client.get("/health/ready")
-        assert (response.status, response.json["reason"]) == (503, "starting")
+        assert (response.status, response.json["error"]) == (503, "starting")
         assert client.get("/health/live").status == 200
 
 
@@ -44,7 +44,7 @@ def test_while_draining_requests_are_answered_and_ready_says_no(
     with Client(app) as client:
         app.lifecycle.draining = True
         response = client.get("/health/ready")
-        assert (response.status, response.json["reason"]) == (503, "draining")
+        assert (response.status, response.json["error"]) == (503, "draining")
         assert client.get("/users/1").status == 200
 
 
@@ -102,7 +102,7 @@ def test_the_description_names_what_can_be_answered(client: Client) -> None:
     assert {"401", "404", "409"} <= set(delete["responses"])
     assert delete["security"] == [{"token": []}]
     assert [p["name"] for p in delete["parameters"] if p["in"] == "path"] == ["user"]
-    assert set(described["components"]["schemas"]) >= {"Shop", "Count", "Health", "ErrorBody"}
+    assert set(described["components"]["schemas"]) >= {"Shop", "Count", "Ready", "ErrorBody"}
 
 
 def test_without_a_token_the_description_asks_for_none() -> None:

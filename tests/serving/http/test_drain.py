@@ -7,10 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.serving.http.servers import Load, running
+from hashtab.serving.http.closing import SETTLE_S
+from tests.serving.http.servers import Load, Running, running
 from tests.serving.http.sockets import post
 
 READY = b"GET /health/ready HTTP/1.1\r\nHost: here\r\n\r\n"
+
+
+async def nobody_is_taken_any_more(server: Running) -> None:
+    while True:
+        try:
+            async with await asyncio.wait_for(server.line(), timeout=0.2):
+                await asyncio.sleep(0.01)
+        except (ConnectionRefusedError, TimeoutError):
+            return
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -69,15 +79,36 @@ def test_work_that_outlasts_the_drain_is_told_so(tmp_path: Path) -> None:
         assert server.ended() == 0
 
 
-def test_a_server_that_still_starts_says_so_and_ends_at_once(tmp_path: Path) -> None:
-    with running(tmp_path, create="create_slow") as server:
-        response = server.ask(READY)
-        assert (response.status, response.json["reason"]) == (503, "starting")
-        assert server.ask(post("/work", b"1")).status == 503
+def test_a_connection_taken_at_the_last_moment_is_served(tmp_path: Path) -> None:
+    with running(tmp_path, "--drain-s", "4") as server:
+        server.wait_for("ready")
+
+        async def check() -> int:
+            async with await server.line() as last:
+                server.process.send_signal(signal.SIGTERM)
+                await nobody_is_taken_any_more(server)
+                await asyncio.sleep(SETTLE_S)
+                return (await last.ask(post("/work", b"1"))).status
+
+        assert asyncio.run(check()) == 200
+        assert server.ended() == 0
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_server_that_still_starts_ends_at_once(processes: int, tmp_path: Path) -> None:
+    with running(tmp_path, "--processes", str(processes), create="create_slow") as server:
+        server.wait_for("starting", processes)
         server.process.send_signal(signal.SIGTERM)
         began = time.monotonic()
         assert server.ended() == 0
-        assert time.monotonic() - began < 30  # it sleeps for sixty
+        assert time.monotonic() - began < 30  # it would start for sixty
+
+
+def test_a_server_that_still_starts_says_so(tmp_path: Path) -> None:
+    with running(tmp_path, create="create_slow") as server:
+        response = server.ask(READY)
+        assert (response.status, response.json["error"]) == (503, "starting")
+        assert server.ask(post("/work", b"1")).status == 503
 
 
 def test_ctrl_c_ends_a_server_as_sigterm_does(tmp_path: Path) -> None:

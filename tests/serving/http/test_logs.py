@@ -53,27 +53,30 @@ def test_a_request_leaves_one_line(log: Log, monkeypatch: pytest.MonkeyPatch) ->
     }
 
 
-def test_lines_are_written_soon_without_being_flushed(log: Log) -> None:
-    async def check() -> None:
-        log.lines.add({"n": 1})
-        log.lines.add({"n": 2})
-        for _ in range(500):
-            if log.read():
-                return
-            await asyncio.sleep(0.01)
-
-    asyncio.run(check())
-    assert log.read() == [{"n": 1}, {"n": 2}]
-
-
-def test_lines_of_a_loop_that_ended_are_not_lost(log: Log) -> None:
+def test_lines_are_written_soon_even_if_the_loop_of_the_first_has_ended(log: Log) -> None:
     async def add(n: int) -> None:
         log.lines.add({"n": n})
 
+    async def add_and_wait(n: int) -> None:
+        await add(n)
+        while not log.read():
+            await asyncio.sleep(0.01)
+
     asyncio.run(add(1))
-    asyncio.run(add(2))
-    log.lines.flush()
+    asyncio.run(asyncio.wait_for(add_and_wait(2), timeout=20))
     assert log.read() == [{"n": 1}, {"n": 2}]
+
+
+def test_many_lines_do_not_wait_for_the_timer(log: Log) -> None:
+    async def check() -> None:
+        for n in range(2000):
+            log.lines.add({"n": n})
+
+    asyncio.run(check())
+    written = log.read()
+    assert len(written) > 1000
+    log.lines.flush()
+    assert log.read() == [{"n": n} for n in range(2000)]
 
 
 def test_a_message_keeps_its_place_among_requests(log: Log) -> None:

@@ -67,6 +67,8 @@ def test_a_killed_process_is_replaced_and_the_others_go_on(tmp_path: Path) -> No
     with running(tmp_path, "--processes", "2", "--drain-s", "0.4") as server:
         children = {line["process"] for line in server.wait_for("ready", 2)}
         victim = min(children)
+        gauges = f"hashtab-metrics-*/gauge_live*_{victim}.db"
+        wait_until(lambda: any(tmp_path.glob(gauges)))
         os.kill(victim, signal.SIGKILL)
         [line] = server.wait_for("a process died; another takes its place")
         assert (line["process"], line["exit_code"]) == (victim, -9)
@@ -74,6 +76,7 @@ def test_a_killed_process_is_replaced_and_the_others_go_on(tmp_path: Path) -> No
             assert server.ask(post("/work", b"1")).status == 200
         [*_, third] = server.wait_for("ready", 3)
         wait_until(lambda: who(server) == third["process"])
+        assert not any(tmp_path.glob(gauges))
         server.process.send_signal(signal.SIGTERM)
         assert server.ended() == 0
 

@@ -55,6 +55,10 @@ def test_a_setting_that_cannot_be_used_is_named(wrong: dict[str, Any]) -> None:
         ServerSettings(**wrong)
 
 
+def test_the_token_is_not_shown() -> None:
+    assert "secret" not in repr(ServerSettings(token="secret"))
+
+
 def test_options_default_to_the_settings_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HASHTAB_TOKEN", raising=False)
     assert parsed() == ServerSettings()

@@ -42,8 +42,10 @@ def test_the_weights_times_the_behaviours_are_the_interest_that_torch_reads(
             with torch.no_grad():
                 candidate = model.objects(tensors, model.features.candidate)[None]
                 table = torch.from_numpy(record.table)[None].float()
+                groups, buckets = bundle.layout.groups, bundle.layout.buckets
+                wanted = model.encoder.codes(candidate) + buckets * torch.arange(groups)
                 read = model.encoder.long.serve(  # type: ignore[operator, union-attr]
-                    ServedUsers(candidate, table, none, none, none)
+                    ServedUsers(candidate, wanted, table, none, none, none)
                 )[0, 0].numpy()
             found = shares_of(bundle, record, row, encoded.codes, encoded.vectors)
             rebuilt = found.weights @ (encoded.vectors / SCALE)

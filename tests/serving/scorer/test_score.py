@@ -93,13 +93,13 @@ def test_long_lists_are_cut_as_the_batch_cuts_them(
     shop_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served = Served.open(shop_bundle)
-    run, widths = served.bundle.run_scorer, list[int]()
+    run, widths = served.bundle._online.scores, list[int]()
 
     def spied(inputs: dict[str, Array]) -> Array:
-        widths.append(inputs["candidate.product"].shape[1])
+        widths.append(inputs["item.vector"].shape[1])
         return run(inputs)
 
-    monkeypatch.setattr(served.bundle, "run_scorer", spied)
+    monkeypatch.setattr(served.bundle._online, "scores", spied)
     context = served.context.encode({}, None, 4500)
     served.score(served.empty, np.full(4500, 3), context.columns)
     assert widths == [scoring._AT_ONCE, 4500 - scoring._AT_ONCE]
