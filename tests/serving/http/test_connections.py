@@ -147,7 +147,8 @@ def test_who_comes_again_at_once_is_held_up_and_others_are_not(
 ) -> None:
     monkeypatch.setattr(pushback, "_AT_ONCE", 3)
     monkeypatch.setattr(pushback, "_A_SECOND", 0)
-    monkeypatch.setattr(pushback, "_HOLD_S", 1.0)
+    monkeypatch.setattr(pushback, "_LONGEST_S", 1.0)
+    monkeypatch.setattr(pushback, "_SHORTEST_S", 1.0)
 
     async def check(server: Server, service: Held) -> None:
         await fill(server)
