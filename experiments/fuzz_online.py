@@ -63,6 +63,7 @@ def fuzz(
         for name, server in servers.items():
             own = round(count / 2 * (1 - _DESCRIBED))
             say(f"fuzz: {count // 2:,} requests to {name}")
+            server.close()  # idle while the other service was asked, it may be closed already
             status, openapi = server.ask("GET", "/openapi.json")
             assert status == 200
             of_schema = described(json.loads(openapi), WITH_TOKEN, seed, count // 2 - own)

@@ -12,6 +12,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,6 +72,12 @@ def main(arguments: list[str] | None = None) -> int:
     except SettingsError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    with suppress(KeyboardInterrupt):
+        _say_all(settings)
+    return 0
+
+
+def _say_all(settings: FollowSettings) -> None:
     said: dict[str, str] = {}
     for found in follow(settings):
         if found != said:
@@ -78,8 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
         said = found
         time.sleep(settings.every_s)
         if settings.parent not in (None, os.getppid()):
-            break
-    return 0
+            return
 
 
 if __name__ == "__main__":

@@ -77,7 +77,12 @@ def fill_log(settings: ServeSettings) -> None:
     events = folder / "past_events.parquet"
     side = write_events(Path(settings.data), events)
     columns = ReplaySettings(
-        files=str(events), user=USER_COLUMN, item=ITEM_COLUMN, time=TIME_COLUMN, side=side
+        files=str(events),
+        user=USER_COLUMN,
+        item=ITEM_COLUMN,
+        time=TIME_COLUMN,
+        time_unit="us",
+        side=side,
     )
     with open_store(str(settings.store)) as store:
         replay(columns, store)

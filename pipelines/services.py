@@ -1,6 +1,7 @@
 """The online services as processes of their own, started, waited for and ended."""
 
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -93,6 +94,15 @@ def wait_for_end(*services: Service) -> None:
         time.sleep(_LOOK_S)
 
 
+def _check_free(name: str, port: int) -> None:
+    """Check that nobody listens at a port: whoever does would answer in the service's place."""
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            raise SettingsError(
+                f"port {port} of {name} is taken: end what listens there, or choose another"
+            )
+
+
 @contextmanager
 def running(
     name: str, module: str, options: Sequence[str], port: int, log: Path
@@ -109,7 +119,8 @@ def running(
     Raises:
         SettingsError: if it ends before it is ready.
     """
-    with log.open("wb") as said:
+    _check_free(name, port)
+    with log.open("ab") as said:
         process = subprocess.Popen(
             [sys.executable, "-m", module, *options, f"--port={port}"],
             stdin=subprocess.DEVNULL,

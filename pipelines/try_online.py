@@ -93,11 +93,11 @@ def what_to_try(example: Example, scorer: str, bse: str) -> str:
     item = {**asked, "item": example.items[0]}
     retrieved = [("recommend items", _post(scorer, "/v1/recommend", asked | {"count": 5}))]
     parts = [
-        ("score items for a user, best first", _post(scorer, "/v1/score", to_score | {"top": 3})),
+        ("score items for a user", _post(scorer, "/v1/score", to_score)),
         *(retrieved if example.table else []),
         ("say what a score rests on", _post(scorer, "/v1/explain", item)),
         ("tell what the user just did", _post(bse, "/v1/events", {"events": [event]})),
-        ("and see it in the scores", _post(scorer, "/v1/score", to_score)),
+        ("and see it in the first item's score", _post(scorer, "/v1/score", to_score)),
         ("show what is kept of the user", f"curl -sS {user}"),
         ("ask whether it is ready", f"curl -sS {scorer}/health/ready"),
         ("read the metrics", f"curl -sS {scorer}/metrics"),

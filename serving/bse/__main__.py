@@ -74,6 +74,7 @@ def serve_parser() -> argparse.ArgumentParser:
     parser.add_argument("--stream-name", default=StreamSettings.name, help="(%(default)s)")
     parser.add_argument("--group", default=StreamSettings.group, help="consumers (%(default)s)")
     add_server_arguments(parser)
+    parser.set_defaults(port=8001)  # beside a scorer
     return parser
 
 
@@ -92,7 +93,10 @@ def _replay(arguments: Sequence[str]) -> int:
         found = replay(settings, store)
         counts = ", ".join(f"{count:,} {outcome.value}" for outcome, count in found.items())
         print(f"{store.name}: {counts} of this run")
-        print(f"next: python -m hashtab.serving.bse --store {options.store} --bundle FOLDER")
+        print(
+            f"next: {sys.executable} -m hashtab.serving.bse --store {options.store} --bundle "
+            "models:/my_model@champion, or a bundle's folder"
+        )
     return 0
 
 
@@ -105,12 +109,18 @@ def replay_parser() -> argparse.ArgumentParser:
     parser.add_argument("--store", required=True, help="a folder, or a redis:// URL")
     parser.add_argument("--files", required=True, help="CSV or Parquet: a file, folder or glob")
     for name in ("user", "item", "time"):
-        parser.add_argument(f"--{name}", required=True, metavar="COLUMN")
-    parser.add_argument("--time-unit", default="us", help="of whole numbers: s, ms or us")
+        parser.add_argument(f"--{name}", required=True, metavar="COLUMN", help="that holds it")
+    parser.add_argument("--time-unit", help="of times that are whole numbers: s, ms or us")
     parser.add_argument(
         "--id", metavar="COLUMN", help="of event ids; made from the row if left out"
     )
-    parser.add_argument("--side", action="append", default=[], metavar="COLUMN")
+    parser.add_argument(
+        "--side",
+        action="append",
+        default=[],
+        metavar="COLUMN",
+        help="of a side feature; repeatable",
+    )
     return parser
 
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from hashtab.features.sources import microseconds
 from hashtab.serving.bse.applying import Outcome
-from hashtab.serving.bse.messages import LATEST_US
+from hashtab.serving.bse.messages import LATEST_US, iso
 from hashtab.serving.bse.writer import Writer
 from hashtab.serving.errors import RequestError
 from hashtab.serving.store import Event, TableStore
@@ -29,8 +29,8 @@ class ReplaySettings:
         files: a CSV or Parquet file, a folder of such, or a glob.
         user: column.
         item: column.
-        time: column of whole numbers or of times, UTC where they name no zone.
-        time_unit: of whole numbers: s, ms or us.
+        time: column of times, UTC where they name no zone, or of whole numbers since 1970.
+        time_unit: of whole numbers: s, ms or us; must be given for them.
         id: column of event ids; by default an event is named by its user, item, time and by how
             many like it came before, so that the same files come to the same ids.
         side: columns of side features.
@@ -40,12 +40,12 @@ class ReplaySettings:
     user: str
     item: str
     time: str
-    time_unit: str = "us"
+    time_unit: str | None = None
     id: str | None = None
     side: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.time_unit not in _UNITS:
+        if self.time_unit not in (None, *_UNITS):
             raise RequestError(f"time_unit must be s, ms or us, got {self.time_unit!r}")
 
     @property
@@ -65,6 +65,9 @@ def replay(settings: ReplaySettings, store: TableStore) -> dict[Outcome, int]:
         StoreError: if the store cannot be written.
     """
     frame = _frame(settings)
+    if len(frame):
+        first, last = (iso(frame["_time"].sort()[end]) for end in (0, -1))
+        print(f"{len(frame):,} behaviours from {first} to {last}", file=sys.stderr)
     writer = Writer(store)
     _check_users(settings, frame, writer)
     name = _name(settings, frame)
@@ -118,11 +121,9 @@ def _paths(files: str) -> list[Path]:
         found = [path]
     else:
         found = sorted(path.parent.glob(path.name))
-    if (
-        not found
-        or len({p.suffix for p in found}) > 1
-        or found[0].suffix not in (".csv", ".parquet")
-    ):
+    if not found:
+        raise RequestError(f"no file matches {files}; it may be a file, a folder or a glob")
+    if {p.suffix for p in found} not in ({".csv"}, {".parquet"}):
         raise RequestError(f"{files} must be CSV files or Parquet files, and not both")
     return found
 
@@ -133,6 +134,11 @@ def _time(settings: ReplaySettings, frame: pl.DataFrame) -> pl.Expr:
     if not (isinstance(dtype, pl.Datetime) or dtype == pl.Date or dtype.is_integer()):
         raise RequestError(
             f"column {settings.time!r} must hold times or whole numbers, got {dtype}"
+        )
+    if dtype.is_integer() and settings.time_unit is None:
+        raise RequestError(
+            f"column {settings.time!r} holds whole numbers: say by --time-unit whether they count "
+            "s, ms or us since 1970"
         )
     return microseconds(settings.time, dtype, settings.time_unit)
 

@@ -13,8 +13,8 @@ UInt32 = NDArray[np.uint32]
 class CounterReader:
     """Reads a user's counters in tables that are cleared after each user: by one thread alone.
 
-    A candidate costs two reads where `Bundle.counters` searches the keys of a user for it; where one
-    has met so many more values than there are candidates, it is searched here too.
+    A candidate costs two reads where `Bundle.counters` searches a user's keys for it; of a user who
+    has met so many more values than there are candidates, they are searched here too.
 
     Args:
         bundle: of the model.

@@ -94,9 +94,14 @@ def test_the_command_replays_and_says_what_is_next(
 ) -> None:
     ROWS.write_parquet(tmp_path / "rows.parquet")
     given = [f"--store={tmp_path / 'store'}", f"--files={tmp_path}", "--user=user"]
-    assert main(["replay", *given, "--item=product", "--time=at"]) == 0
-    assert "5 accepted, 0 duplicate, 0 late of this run\nnext: " in capsys.readouterr().out
-    assert main(["replay", *given, "--item=product", "--time=when"]) == 2
+    asked = ["replay", *given, "--item=product", "--time-unit=s"]
+    assert main([*asked, "--time=at"]) == 0
+    said = capsys.readouterr()
+    assert "5 accepted, 0 duplicate, 0 late of this run\nnext: " in said.out
+    assert "5 behaviours from 1970-01-01T00:00:05Z to 1970-01-01T00:00:30Z" in said.err
+    assert main([*asked[:-1], "--time=at"]) == 2
+    assert "say by --time-unit whether they count" in capsys.readouterr().err
+    assert main([*asked, "--time=when"]) == 2
     assert capsys.readouterr().err.endswith("it has user, product, at, store\n")
 
 
