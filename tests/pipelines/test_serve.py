@@ -83,7 +83,7 @@ def test_a_user_is_scored_from_the_history_of_the_data_set(served: Served) -> No
     answer = served.run("score items for a user")
     assert answer["history"] == "table"
     assert answer["degraded"] is None
-    assert answer["scores"] == sorted(answer["scores"], reverse=True)
+    assert len(answer["scores"]) == len(answer["items"]) > 0
 
 
 def test_items_are_recommended_and_scores_explained(served: Served) -> None:
@@ -128,7 +128,7 @@ def test_without_the_demos_data_it_says_what_to_run(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_service_that_cannot_start_is_said_with_its_log(
+def test_a_port_that_is_taken_is_said_and_nobody_elses_log_is_touched(
     shop_data: Path,
     shop_bundle: Path,
     tmp_path: Path,
@@ -140,8 +140,8 @@ def test_a_service_that_cannot_start_is_said_with_its_log(
         port = taken.getsockname()[1]
         assert serve.main([*options, f"--bse_port={port}"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("error: the BSE service ended with ")
-    assert "bse.log" in error
+    assert error.startswith(f"error: port {port} of the BSE service is taken: end what listens")
+    assert not (tmp_path / "online" / "bse.log").exists()
 
 
 def test_past_events_are_those_of_the_raw_log(shop_data: Path, tmp_path: Path) -> None:
