@@ -4,7 +4,7 @@ from pathlib import Path
 
 from hashtab.serving.http import Call, Endpoint, Reply
 
-_FOLDER = Path(__file__).with_name("page")
+_FOLDER = Path(__file__).parent
 _FILES = {
     "/": ("page.html", "text/html; charset=utf-8", "A page for people: recommendations and why."),
     "/page/page.js": ("page.js", "text/javascript; charset=utf-8", "The page's script."),

@@ -74,7 +74,14 @@ def write_log(data: Path, bundle: Path, store: Path) -> None:
         fingerprint, _ = building.add_model(writer, bundle)
         building.build(writer, fingerprint, lambda _: None, lambda: True)
         replay(
-            ReplaySettings(files=str(events), user="user", item="item", time="time", side=side),
+            ReplaySettings(
+                files=str(events),
+                user="user",
+                item="item",
+                time="time",
+                time_unit="us",
+                side=side,
+            ),
             opened,
         )
 
