@@ -111,13 +111,11 @@ def test_a_full_pipe_is_waited_for() -> None:
     async def check() -> bytes:
         loop = asyncio.get_running_loop()
         write = loop.run_in_executor(None, lines.write, "x" * 500_000)
-        return await loop.run_in_executor(None, os.read, reading, 10) + await drained(write)
-
-    async def drained(write: "asyncio.Future[None]") -> bytes:
-        rest = b""
-        while not write.done() or len(rest) < 499_993:
-            rest += await asyncio.get_running_loop().run_in_executor(None, os.read, reading, 65536)
-        return rest
+        read = b""
+        while not read.endswith(b"\n"):
+            read += await loop.run_in_executor(None, os.read, reading, 65_536)
+        await write
+        return read
 
     assert json.loads(asyncio.run(check())) == "x" * 500_000
     os.close(reading)
