@@ -2,7 +2,7 @@
 
 import hashlib
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice, takewhile
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -13,11 +13,7 @@ from hashtab.serving.store.log import (
     ID,
     LOG,
     Change,
-    Head,
     head_key,
-    pack_head,
-    unpack_head,
-    value_key,
 )
 
 if TYPE_CHECKING:
@@ -41,14 +37,8 @@ class LmdbChange(Change):
     def __init__(self, transaction: Transaction) -> None:
         self._transaction = transaction
 
-    def value(self, name: str) -> bytes | None:
-        """A value of the whole log."""
-        return self._transaction.get(value_key(name))
-
-    def heads(self, users: Sequence[User]) -> list[Head | None]:
-        """What the log says of users."""
-        found = [self._transaction.get(head_key(user)) for user in users]
-        return [None if data is None else unpack_head(data) for data in found]
+    def _read(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        return [self._transaction.get(key) for key in keys]
 
     def known(self, events: Sequence[Event]) -> list[bool]:
         """Whether the log has an event of the same user and id as each of these."""
@@ -75,10 +65,6 @@ class LmdbChange(Change):
         values = [self._transaction.get(key) for key in some]
         return [unpack_event(user, data) for data in values if data is not None][::-1]
 
-    def records(self, fingerprint: bytes, users: Sequence[User]) -> list[bytes | None]:
-        """Records of users."""
-        return [self._transaction.get(user_key(fingerprint, user)) for user in users]
-
     def add(self, events: Sequence[Event]) -> None:
         """Add events."""
         for event in events:
@@ -102,19 +88,6 @@ class LmdbChange(Change):
             while found and cursor.key().startswith(prefix):
                 found = cursor.delete()  # and on to the next
         self._transaction.delete(head_key(user))
-
-    def put_head(self, user: User, head: Head | None) -> None:
-        """Write what the log says of a user."""
-        self._put(head_key(user), None if head is None else pack_head(head))
-
-    def put_records(self, fingerprint: bytes, records: Mapping[User, bytes | None]) -> None:
-        """Write records."""
-        for user, record in records.items():
-            self._put(user_key(fingerprint, user), record)
-
-    def put_value(self, name: str, value: bytes | None) -> None:
-        """Write a value of the whole log."""
-        self._put(value_key(name), value)
 
     def _put(self, key: bytes, value: bytes | None) -> None:
         if value is None:

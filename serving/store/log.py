@@ -74,13 +74,18 @@ def unpack_head(data: bytes) -> Head:
 class LogReader(ABC):
     """Reads a log and the records beside it, as of one moment on LMDB."""
 
-    @abstractmethod
     def value(self, name: str) -> bytes | None:
         """A value of the whole log, such as a source's offset; None where there is none."""
+        return self._read([value_key(name)])[0]
 
-    @abstractmethod
     def heads(self, users: Sequence[User]) -> list[Head | None]:
         """What the log says of users, in their order; None where it knows none of theirs."""
+        found = self._read([head_key(user) for user in users])
+        return [None if data is None else unpack_head(data) for data in found]
+
+    def records(self, fingerprint: bytes, users: Sequence[User]) -> list[bytes | None]:
+        """Records of users, in their order."""
+        return self._read([user_key(fingerprint, user) for user in users])
 
     @abstractmethod
     def known(self, events: Sequence[Event]) -> list[bool]:
@@ -99,8 +104,8 @@ class LogReader(ABC):
         """The events of a user that come before the last so many, at most `count`, in order."""
 
     @abstractmethod
-    def records(self, fingerprint: bytes, users: Sequence[User]) -> list[bytes | None]:
-        """Records of users, in their order."""
+    def _read(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Values of keys, None where there is none."""
 
 
 class Change(LogReader):
@@ -117,18 +122,23 @@ class Change(LogReader):
     def remove(self, events: Sequence[Event]) -> None:
         """Remove events that the log knows."""
 
-    @abstractmethod
     def put_head(self, user: User, head: Head | None) -> None:
         """Write what the log says of a user; None when it is to know nothing more."""
+        self._put(head_key(user), None if head is None else pack_head(head))
 
-    @abstractmethod
     def put_records(self, fingerprint: bytes, records: Mapping[User, bytes | None]) -> None:
         """Write records; None deletes."""
+        for user, record in records.items():
+            self._put(user_key(fingerprint, user), record)
+
+    def put_value(self, name: str, value: bytes | None) -> None:
+        """Write a value of the whole log; None deletes."""
+        self._put(value_key(name), value)
 
     @abstractmethod
     def forget(self, user: User) -> None:
         """Remove all that the log has of a user, whether it can be read or not."""
 
     @abstractmethod
-    def put_value(self, name: str, value: bytes | None) -> None:
-        """Write a value of the whole log; None deletes."""
+    def _put(self, key: bytes, value: bytes | None) -> None:
+        """Write a value; None deletes."""

@@ -1,6 +1,6 @@
 """The event log in a Redis-protocol server: of each user a sorted set of times and a hash."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from hashtab.serving.store.errors import StoreError
@@ -11,11 +11,7 @@ from hashtab.serving.store.log import (
     ID,
     LOG,
     Change,
-    Head,
     head_key,
-    pack_head,
-    unpack_head,
-    value_key,
 )
 
 PREFIX = b"hashtab:"
@@ -40,17 +36,11 @@ class RedisChange(Change):
         for command in self._writes:
             pipeline.execute_command(*command)
 
-    def value(self, name: str) -> bytes | None:
-        """A value of the whole log."""
-        found: bytes | None = self._client.get(PREFIX + value_key(name))
-        return found
-
-    def heads(self, users: Sequence[User]) -> list[Head | None]:
-        """What the log says of users."""
-        if not users:
+    def _read(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        if not keys:
             return []
-        found = self._client.mget([PREFIX + head_key(user) for user in users])
-        return [None if data is None else unpack_head(data) for data in found]
+        found: list[bytes | None] = self._client.mget([PREFIX + key for key in keys])
+        return found
 
     def known(self, events: Sequence[Event]) -> list[bool]:
         """Whether the log has an event of the same user and id as each of these."""
@@ -78,15 +68,6 @@ class RedisChange(Change):
         found = self._client.hmget(_events_key(user), digests)
         return [unpack_event(user, data) for data in found if data is not None]
 
-    def records(self, fingerprint: bytes, users: Sequence[User]) -> list[bytes | None]:
-        """Records of users."""
-        if not users:
-            return []
-        found: list[bytes | None] = self._client.mget(
-            [PREFIX + user_key(fingerprint, user) for user in users]
-        )
-        return found
-
     def add(self, events: Sequence[Event]) -> None:
         """Add events."""
         for event in events:
@@ -104,19 +85,6 @@ class RedisChange(Change):
     def forget(self, user: User) -> None:
         """Remove all that the log has of a user."""
         self._write("UNLINK", _times_key(user), _events_key(user), PREFIX + head_key(user))
-
-    def put_head(self, user: User, head: Head | None) -> None:
-        """Write what the log says of a user."""
-        self._put(head_key(user), None if head is None else pack_head(head))
-
-    def put_records(self, fingerprint: bytes, records: Mapping[User, bytes | None]) -> None:
-        """Write records."""
-        for user, record in records.items():
-            self._put(user_key(fingerprint, user), record)
-
-    def put_value(self, name: str, value: bytes | None) -> None:
-        """Write a value of the whole log."""
-        self._put(value_key(name), value)
 
     def _put(self, key: bytes, value: bytes | None) -> None:
         if value is None:
