@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket as socketlib
 import subprocess
 import time
 from collections.abc import Iterator
@@ -9,6 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+
+def listens(path: Path) -> bool:
+    """Whether a server accepts connections; its file is there a moment earlier."""
+    with socketlib.socket(socketlib.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
 
 
 @contextmanager
@@ -21,11 +28,12 @@ def redis_server(folder: Path, *options: str) -> Iterator[Path]:
         pytest.skip("redis-server is not installed")
     socket = folder / "socket"
     fixed = ["--port", "0", "--unixsocket", str(socket), "--dir", str(folder), "--save", ""]
+    socket.unlink(missing_ok=True)  # of a server that was killed here
     with (folder / "log").open("w") as log:
         server = subprocess.Popen([program, *fixed, *options], stdout=log, stderr=log)
     try:
         for _ in range(500):
-            if socket.exists():
+            if listens(socket):
                 break
             assert server.poll() is None, (folder / "log").read_text()
             time.sleep(0.01)
