@@ -143,4 +143,7 @@ def places(served: Served) -> list[str]:
         f"  {python_script('score_batch.py')} --bundle models:/{MODEL}@champion "
         f"--store {shown(served.store)} --requests requests.parquet --output my_scores"
         f"{tracking_option(served.tracking_uri)}",
+        "",
+        "serve it online, with a page to look around in:",
+        f"  {python_script('serve.py')}{tracking_option(served.tracking_uri)}",
     ]
