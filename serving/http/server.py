@@ -155,7 +155,10 @@ class _Server(uvicorn.Server):
         # What a service has loaded lives as long as it does: collections need not visit it.
         gc.collect()
         gc.freeze()
-        _log.info("ready", extra={"fields": {"process": os.getpid()}})
+        fields: dict[str, object] = {"process": os.getpid()}
+        if reason := self._app.lifecycle.not_ready():
+            fields["not_ready"] = reason
+        _log.info("started" if reason else "ready", extra={"fields": fields})
 
     async def _stop_listening(self) -> None:
         if self._parent is None:  # else that is up to the parent: others may go on

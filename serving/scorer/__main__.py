@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from hashtab.serving.errors import BundleError
 from hashtab.serving.http import SettingsError, add_server_arguments, run, server_settings
-from hashtab.serving.manifest import BundleManifest
 from hashtab.serving.scorer.service import ScorerService
 from hashtab.serving.scorer.settings import ScorerSettings
 
@@ -34,10 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 store_deadline_ms=options.store_deadline_ms,
                 coverage=options.coverage,
             )
-            if not settings.registered:
-                BundleManifest.read(Path(settings.bundle))  # one that is not there is a slip
             return run(partial(ScorerService, settings), server)
-        except (SettingsError, BundleError) as error:
+        except SettingsError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
 

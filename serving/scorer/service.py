@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Sequence
 
 from hashtab.serving.http import Endpoint, HttpError, Service
@@ -22,6 +23,7 @@ from hashtab.serving.scorer.settings import ScorerSettings
 from hashtab.serving.scorer.swapping import Swapper
 from hashtab.serving.scorer.tables import Tables
 
+_LOG = logging.getLogger(__name__)
 _MODULES = (score, recommend, explain, user_view, open_inference, repository)
 
 
@@ -74,6 +76,8 @@ class ScorerService(Service):
         """Begin to look after the model and the tables; neither need be there."""
         if self.tables.named:
             await self.tables.look(None)
+        else:
+            _LOG.warning("no store of tables was named (--store); all histories are empty")
         self._tasks = [
             asyncio.create_task(work)
             for work in (

@@ -188,7 +188,7 @@ def _report(before: Served | None, served: Served) -> None:
         metrics.MODEL.labels(*_labels(before)).set(0)
     metrics.MODEL.labels(*_labels(served)).set(1)
     fields = msgspec.to_builtins(served.model) | {"run": served.manifest.run}
-    _LOG.info("serves another model", extra={"fields": fields})
+    _LOG.info("serves a model", extra={"fields": fields})
 
 
 def _labels(served: Served) -> tuple[str, str, str]:

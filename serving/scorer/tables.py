@@ -31,6 +31,7 @@ PATIENCE_S = 1.0  # of what no request waits for
 _FAILURES = 3  # in a row, after which requests do not ask the store until it answers again
 _WATCH_S, _RETRY_S = 1.0, 0.1  # between two looks at a store that answers, or does not
 _LOOK_FOR_TABLES_S = 5.0
+_NOT_OPENED = "not opened yet"
 
 _LOG = logging.getLogger(__name__)
 _SERVERS = ("redis://", "rediss://", "unix://")
@@ -75,7 +76,7 @@ class Tables:
         self._known = b""  # fingerprint of which some user has a table
         self._looked_s = -_LOOK_FOR_TABLES_S
         self._worker = ThreadPoolExecutor(1, "tables")
-        self.problem: str | None = "not opened yet" if url else "no store was named"
+        self.problem: str | None = _NOT_OPENED if url else "no store was named"
 
     def history(self, served: Served, user: User | None) -> History:
         """Read a user's record; an empty one where it cannot be had in time."""
@@ -202,7 +203,7 @@ class Tables:
         return open_store(_within(self._url, PATIENCE_S), readonly=True)
 
     def _say(self, problem: str) -> None:
-        if self.problem is None:
+        if self.problem in (None, _NOT_OPENED):
             _LOG.warning("%s; scored with empty histories", problem)
         self.problem = problem
 

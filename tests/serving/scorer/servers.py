@@ -55,6 +55,11 @@ class Server:
     def load(self, bundle: Path) -> Answer:
         return self.ask("POST", "/v2/repository/models/hashtab/load", {"bundle": str(bundle)})
 
+    def events(self) -> list[str]:
+        """What it has logged by now, whole lines only."""
+        lines = self.log.read_text().split("\n")[:-1]
+        return [json.loads(line)["event"] for line in lines]
+
     def models(self) -> Any:
         return self.ask("GET", "/v1/models").json
 

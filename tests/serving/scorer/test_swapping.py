@@ -266,9 +266,14 @@ def test_a_scorer_starts_without_a_bundle_and_is_ready_with_it(
         assert server.ask("GET", "/health/ready").status == 503
         assert server.ask("GET", "/v2/health/ready").status == 503
         assert server.ask("POST", "/v1/score", ASKED).status == 503
+        events = server.events()
+        assert "started" in events
+        assert "ready" not in events
+        assert any("holds no bundle" in event for event in events)
         shutil.copytree(shop_bundle, tmp_path / "copy").rename(folder)
         wait_for(lambda: server.ask("GET", "/health/ready").status == 200)
         assert server.score(**ASKED)["degraded"] == "no_table"
+        assert "serves a model" in server.events()
 
 
 def test_an_admin_is_told_why_a_bundle_is_not_served(

@@ -189,6 +189,7 @@ def test_a_store_that_is_made_or_replaced_later_is_found(
     store = tmp_path / "store"
     with scorer(tmp_path / "scorer", "--bundle", shop_bundle, "--store", store) as server:
         assert degraded(server) == "store_away"
+        assert any("scored with empty histories" in event for event in server.events())
         shutil.copytree(shop_store, store)
         wait_for(lambda: degraded(server) is None)
         store.rename(tmp_path / "old")
