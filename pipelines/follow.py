@@ -58,11 +58,20 @@ def follow(settings: FollowSettings) -> Iterator[dict[str, str]]:
     registry: Registry | None = None
     while True:
         try:
+            _check_there(settings)
             registry = registry or Registry(settings.tracking_uri, named["name"])
             version = registry.version_of(named["alias"])
             yield {"folder": str(registry.download(version)), "version": str(version)}
         except (SettingsError, BundleError, OSError) as error:
             yield {"error": str(error)}
+
+
+def _check_there(settings: FollowSettings) -> None:
+    """Raise `SettingsError` for a database file that is not there: MLflow would make it, empty."""
+    uri = settings.tracking_uri
+    file = uri.removeprefix("sqlite:///")
+    if file != uri and not Path(file).exists():
+        raise SettingsError(f"{settings.bundle} is looked for in {uri}, which is not there")
 
 
 def main(arguments: list[str] | None = None) -> int:

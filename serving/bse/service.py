@@ -139,6 +139,8 @@ class BseService(Service):
 
     def _open(self) -> None:
         self._store = open_store(self._settings.store)
+        for loss in self._store.losses():
+            _log.warning("%s may lose what was acknowledged: %s", self._store.name, loss)
         self._writer = Writer(self._store)
         window_us, count = self._settings.window_us, self._settings.count
         self._writer.plan(lambda plan: replace(plan, window_us=window_us, count=count))

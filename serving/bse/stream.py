@@ -31,6 +31,7 @@ _AT_ONCE = 500
 _BLOCK_MS = 500
 _IDLE_MS = 30_000  # after which another consumer's entries are taken over
 _AGAIN_S = 1.0
+_REJECTED = 100_000  # entries that were no events, of which at least so many are kept
 _LOOK_S, _LAST_LOOK_S = 0.5, 2.0  # that an answer is waited for, and once more when stopping
 FIELD = b"event"  # of an entry: the event as JSON, like one of POST /v1/events
 
@@ -43,7 +44,7 @@ class StreamSource:
 
     An entry that was written but not acknowledged, since someone was killed in between, comes
     again and is a duplicate by its event's id. An entry that is no event goes to the stream
-    `<name>:rejected` with the reason, and holds nothing up.
+    `<name>:rejected` with the reason, and holds nothing up; the last 100,000 are kept there.
 
     Args:
         settings: of the stream.
@@ -156,7 +157,7 @@ class StreamSource:
         metrics.REJECTED.inc()
         _log.warning("entry %s of the stream is no event: %s", entry_id.decode(), reason)
         kept = {**fields, b"entry": entry_id, b"reason": reason.encode()}
-        self._client.xadd(f"{self._settings.name}:rejected", kept)
+        self._client.xadd(f"{self._settings.name}:rejected", kept, maxlen=_REJECTED)
 
 
 def _flat(entries: Any) -> list[Entry]:

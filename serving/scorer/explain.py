@@ -186,6 +186,7 @@ def endpoints(service: "ScorerService") -> list[Endpoint]:
             body=ExplainRequest,
             replies=ExplainReply,
             summary="Say which past behaviours a score rests on.",
+            protected=True,
             work=True,
         )
     ]

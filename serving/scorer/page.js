@@ -30,15 +30,26 @@ function moment(time) {
 }
 
 async function ask(path, body) {
-  const options = body === undefined ? {} : {
-    method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),
-  };
+  const options = { headers: {} };
+  if (body !== undefined) {
+    Object.assign(options, { method: "POST", body: JSON.stringify(body) });
+    options.headers["Content-Type"] = "application/json";
+  }
+  const token = $("token").value.trim();
+  if (token) options.headers.Authorization = `Bearer ${token}`;
   const begun = performance.now();
   let answer;
   try {
     answer = await fetch(path, options);
   } catch {
     throw new Error("The server does not answer. Is it running? Try again in a moment.");
+  }
+  if (answer.status === 401) {
+    $("token-part").hidden = false;
+    $("token").focus();
+    throw new Error(token
+      ? "This is not the server's token. Type it again and press Enter."
+      : "Histories are shown to those with the server's token. Type it and press Enter.");
   }
   const content = read(await answer.text());
   if (!answer.ok) {

@@ -101,6 +101,7 @@ def endpoints(service: "ScorerService") -> list[Endpoint]:
             handle=show,
             replies=UserView,
             summary="Show a user's table and latest behaviours.",
+            protected=True,
             work=True,
         )
     ]

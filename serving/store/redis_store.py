@@ -55,6 +55,27 @@ class RedisStore(TableStore):
         """Close the connections to the server."""
         self._client.close()
 
+    def losses(self) -> list[str]:
+        """Ways in which what was written may be lost by the settings of the server, in words."""
+        with _explained(self.name):
+            info = self._client.info()
+        found = []
+        if not info.get("aof_enabled"):
+            found.append("it keeps no log on disk: start it with --appendonly yes")
+        elif self._setting("appendfsync") not in ("always", None):
+            found.append("it syncs its log later than it answers: set appendfsync to always")
+        if info.get("maxmemory") and info.get("maxmemory_policy") != "noeviction":
+            found.append("it evicts keys when memory is full: set maxmemory-policy to noeviction")
+        return found
+
+    def _setting(self, name: str) -> str | None:
+        """A setting of the server, None where it does not tell."""
+        try:
+            value = self._client.config_get(name).get(name)
+        except redis.ResponseError:  # hosted servers forbid the question
+            return None
+        return value.decode() if isinstance(value, bytes) else value
+
     def _read(self, keys: list[bytes]) -> list[bytes | None]:
         found: list[bytes | None] = []
         with _explained(self.name):

@@ -88,6 +88,10 @@ class TableStore(ABC):
         if values:
             self._write(values)
 
+    def losses(self) -> list[str]:
+        """Ways in which what was written may be lost by the settings of a server, in words."""
+        return []
+
     def note(self, fingerprint: bytes, name: str) -> bytes | None:
         """A note of a fingerprint, None where there is none."""
         return self._read([note_key(fingerprint, name)])[0]

@@ -72,9 +72,10 @@ def test_what_an_alias_names_is_said_each_time(
 
 
 def test_a_registry_that_is_away_is_said_and_tried_again(name: str, tmp_path: Path) -> None:
-    nowhere = f"sqlite:///{tmp_path}/no/such/folder.db"
+    nowhere = f"sqlite:///{tmp_path}/slip.db"
     settings = FollowSettings(bundle=f"models:/{name}@champion", tracking_uri=nowhere)
-    assert all("error" in line for line in islice(follow(settings), 2))
+    assert all("is not there" in line["error"] for line in islice(follow(settings), 2))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("bundle", ["some/folder", "models:/name", "models:/name/3"])

@@ -48,6 +48,15 @@ def test_what_was_answered_is_in_log_and_tables(client: Client, url: str, model:
         assert store.get(model.fingerprint, [1]) != [None]
 
 
+def test_a_server_that_may_lose_events_is_warned_of(
+    shop_bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with redis_server(tmp_path) as socket:
+        service = BseService(BseSettings(store=f"unix://{socket}", bundle=str(shop_bundle)))
+        with Client(build_app(service, ServerSettings())):
+            assert "may lose what was acknowledged: it keeps no log on disk" in caplog.text
+
+
 def test_a_user_can_be_seen_and_forgotten(client: Client, url: str, model: Model) -> None:
     send(client, event(1), event(2, side={"store": 3, "price": 1.5}), event(3, user=2))
     seen = client.get("/v1/users/1").json

@@ -212,6 +212,33 @@ def test_what_the_server_refuses_is_shown_in_its_words(
         page.close()
 
 
+def test_histories_of_a_server_with_a_token_are_shown_to_those_who_type_it(
+    browser: Browser, kept: Kept, tmp_path: Path
+) -> None:
+    token = tmp_path / "token"
+    token.write_text("secret\n")
+    options = ("--bundle", kept.bundle, "--store", kept.store, "--token-file", token)
+    with scorer(tmp_path / "server", *options) as server:
+        page = open_page(browser, server)
+        expect(page.get_by_label("Token")).to_be_hidden()
+        page.get_by_label("User", exact=True).fill(str(USER))
+        page.keyboard.press("Enter")
+        alert = page.get_by_role("alert")
+        expect(alert).to_contain_text("those with the server's token")
+        assert page.locator("#history li").count() == 0
+        expect(page.get_by_label("Token")).to_be_focused()
+        page.keyboard.type("a guess")
+        page.keyboard.press("Enter")
+        expect(alert).to_contain_text("not the server's token")
+        page.get_by_label("Token").fill("secret")
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("status")).to_contain_text(f"User {USER}: 12 behaviours")
+        expect(alert).to_have_text("")
+        page.locator("#candidates button").first.click()
+        expect(page.locator("#why tbody tr").first).to_be_visible()
+        page.close()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_is_easy_to_read_in_light_and_dark_and_fits_a_small_screen(
     scheme: str, browser: Browser, shop: Server

@@ -57,6 +57,28 @@ def test_a_full_server_writes_nothing_and_says_so(locked: Path) -> None:
         assert store.drop(FINGERPRINT) == written + 1
 
 
+def test_what_a_servers_settings_may_lose_is_said(tmp_path: Path) -> None:
+    with (
+        redis_server(
+            tmp_path, "--maxmemory", "50mb", "--maxmemory-policy", "allkeys-lru"
+        ) as socket,
+        redis.Redis(unix_socket_path=str(socket)) as client,
+        open_store(f"unix://{socket}") as store,
+    ):
+        disk, memory = store.losses()
+        assert "--appendonly yes" in disk
+        assert "noeviction" in memory
+        client.config_set("maxmemory-policy", "noeviction")
+        client.config_set("appendonly", "yes")
+        (late,) = store.losses()
+        assert "appendfsync to always" in late
+        client.config_set("appendfsync", "always")
+        assert store.losses() == []
+        client.config_set("appendfsync", "everysec")
+        client.acl_setuser("default", enabled=True, commands=["-config"])
+        assert store.losses() == []  # of a hosted server, which does not tell
+
+
 def test_a_replica_is_read_but_not_written(empty_server: Path, tmp_path: Path) -> None:
     with redis_server(tmp_path) as replica, redis.Redis(unix_socket_path=str(replica)) as client:
         with open_store(f"unix://{replica}") as store:
