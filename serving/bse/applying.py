@@ -4,14 +4,13 @@ import logging
 from collections.abc import Mapping, Sequence
 from enum import Enum
 
-import numpy as np
-
 from hashtab.serving.bse.kept import Turnover, table_change, turnover
-from hashtab.serving.bse.model import Encoded, Model
-from hashtab.serving.bse.record_change import Part, built, changed
+from hashtab.serving.bse.model import Model
+from hashtab.serving.bse.record_change import EventChanges, Rows, built, delta_rows
 from hashtab.serving.store import (
     Change,
     CorruptRecordError,
+    Delta,
     Event,
     ForeignRecordError,
     Head,
@@ -19,6 +18,9 @@ from hashtab.serving.store import (
     TableOverflowError,
     User,
     UserRecord,
+    changed,
+    extended,
+    first_delta,
     pack,
     unpack,
 )
@@ -111,7 +113,7 @@ def write(
         building = plan.models[fingerprint.hex()].state == "building"
         # A user with events but without a table waits for the rebuild, which reads the log whole.
         waits = {user for user in turnovers if building and heads[user] is not None}
-        change.put_records(fingerprint, _Records(change, model, turnovers, after).made(waits))
+        _Records(change, model, turnovers, after).write(waits)
     for user, turned in turnovers.items():
         change.remove(turned.removed)
         change.add(turned.added)
@@ -119,8 +121,12 @@ def write(
 
 
 def _head(change: Change, user: User, head: Head, turned: Turnover) -> Head:
-    left = change.earliest(user, len(turned.removed) + 1)[len(turned.removed) :]
-    times = [event.time for event in (*left, *turned.added[:1])]
+    times = [event.time for event in turned.added[:1]]
+    if turned.removed:
+        left = change.earliest(user, len(turned.removed) + 1)[len(turned.removed) :]
+        times += [event.time for event in left]
+    elif head.events:
+        times.append(head.earliest)
     gone = [event.time for event in (*turned.removed[-1:], *turned.refused[-1:])]
     return Head(
         events=turned.after,
@@ -145,39 +151,45 @@ class _Records:
         self._turnovers = turnovers
         self._after = after
 
-    def made(self, waits: set[User]) -> dict[User, bytes | None]:
-        """Return the bytes of each record; None where no table can hold it.
+    def write(self, waits: set[User]) -> None:
+        """Write deltas, and records anew where there is no delta that takes the change.
 
         Args:
             waits: users who, if they have no record, are to have none yet.
         """
-        users = list(self._turnovers)
-        stored = self._stored(users)
-        tables = {
-            user: table_change(self._change, user, self._turnovers[user], self._model.limit)
-            for user in users
-            if stored[user] is not None
-        }
-        parts = _Parts(
-            self._model,
-            [
-                part
-                for user, (gained, lost) in tables.items()
-                for part in (
-                    gained,
-                    lost,
-                    self._turnovers[user].added,
-                    self._turnovers[user].removed,
-                )
-            ],
-        )
-        found: dict[User, bytes | None] = {}
-        for user in users:
-            record = stored[user]
-            if record is None and user in waits:
-                continue
-            four = [next(parts) for _ in range(4)] if record is not None else []
-            found[user] = self._record(user, record, four)
+        fingerprint, users = self._model.fingerprint, list(self._turnovers)
+        rows = self._rows()
+        deltas = self._extended(rows)
+        others = [user for user in users if user not in deltas]
+        records: dict[User, bytes | None] = {}
+        first: dict[User, bytes | None] = {}
+        for user, record in self._stored(others).items():
+            if record is not None or user not in waits:
+                records[user], first[user] = self._written(user, record, rows[user])
+        self._change.put_records(fingerprint, records, first)
+        self._change.put_deltas(fingerprint, deltas)
+
+    def _rows(self) -> dict[User, Rows | None]:
+        """Return what changes in each user's record; None where no table can hold it."""
+        parts = {}
+        for user, turned in self._turnovers.items():
+            gained, lost = table_change(self._change, user, turned, self._model.limit)
+            parts[user] = EventChanges(
+                gained=gained, lost=lost, added=turned.added, removed=turned.removed
+            )
+        return delta_rows(self._model, parts)
+
+    def _extended(self, rows: Mapping[User, Rows | None]) -> dict[User, bytes]:
+        """Return the deltas that take their user's change."""
+        users = [user for user in rows if self._turnovers[user].before]
+        found = {}
+        deltas = self._change.deltas(self._model.fingerprint, users)
+        for user, delta in zip(users, deltas, strict=True):
+            new = rows[user]
+            if delta is not None and new is not None:
+                longer = extended(delta, new, self._after[user])
+                if longer is not None:
+                    found[user] = longer
         return found
 
     def _stored(self, users: Sequence[User]) -> dict[User, UserRecord | None]:
@@ -192,30 +204,24 @@ class _Records:
                     found[user] = unpack(data, self._model.layout)
                 except (CorruptRecordError, ForeignRecordError) as error:
                     _log.warning("user %r: %s; built again from the log", user, error)
-                    found[user] = None
         return found
 
-    def _record(self, user: User, record: UserRecord | None, parts: list[Part]) -> bytes | None:
-        turned, head = self._turnovers[user], self._after[user]
-        model = self._model
-        if record is not None:
-            gained, lost, added, removed = parts
+    def _written(
+        self, user: User, record: UserRecord | None, rows: Rows | None
+    ) -> tuple[bytes | None, bytes | None]:
+        """Return the bytes of a record and its first delta; None where no table can hold it."""
+        turned, head, layout = self._turnovers[user], self._after[user], self._model.layout
+        if record is not None and rows is not None:
             try:
-                made = changed(
-                    model,
-                    record,
-                    gained=gained,
-                    lost=lost,
-                    added=added,
-                    removed=removed,
-                    head=head,
-                )
-                return pack(made, model.layout)
+                made = changed(record, Delta.of(head, rows), layout)
             except TableOverflowError:
                 pass  # perhaps on the way only: the sum of all decides
+            else:
+                data = pack(made, layout)
+                return data, first_delta(data, made.table, head)
         gone = {event.id for event in turned.removed}
         whole = [e for e in self._change.events(user) if e.id not in gone] + turned.added
-        return from_log(model, user, whole, head)
+        return from_log(self._model, user, whole, head), None
 
 
 def from_log(model: Model, user: User, events: Sequence[Event], head: Head) -> bytes | None:
@@ -226,18 +232,3 @@ def from_log(model: Model, user: User, events: Sequence[Event], head: Head) -> b
     except TableOverflowError as error:
         _log.warning("user %r has no table: %s", user, error)
         return None
-
-
-class _Parts:
-    """Lists of events, encoded in one call, given out one after another."""
-
-    def __init__(self, model: Model, parts: list[Sequence[Event]]) -> None:
-        every = {(e.user, e.id): e for part in parts for e in part}
-        self._places = {key: place for place, key in enumerate(every)}
-        self._encoded: Encoded = model.encode(list(every.values()))
-        self._parts = iter(parts)
-
-    def __next__(self) -> Part:
-        events = next(self._parts)
-        places = np.array([self._places[e.user, e.id] for e in events], np.int64)
-        return Part(encoded=self._encoded, places=places, events=events)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from hashtab.features.encoders import Encoder, Vocabulary
 from hashtab.features.storage import Array
 from hashtab.serving.bundle import Bundle
+from hashtab.serving.items import ItemIndex
 from hashtab.serving.store import COMPONENT_LIMIT, Event, RecordLayout, SideValue
 
 
@@ -40,10 +41,12 @@ class Model:
 
     Args:
         bundle: opened.
+        items: of the bundle's catalogue, where they are indexed already.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, items: ItemIndex | None = None) -> None:
         self.bundle = bundle
+        self._items = items or ItemIndex(bundle.catalogue)
         self.layout: RecordLayout = bundle.layout
         self.limit = bundle.manifest.history_limit
         manifest = bundle.manifest
@@ -72,11 +75,8 @@ class Model:
 
     def rows(self, events: Sequence[Event]) -> NDArray[np.int64]:
         """Return the catalogue row of each event's item, -1 where it is unknown."""
-        if self.bundle.manifest.text_items:
-            items = pl.Series([str(event.item) for event in events], dtype=pl.String)
-        else:
-            items = pl.Series([_integer(event.item) for event in events], dtype=pl.Int64)
-        return self.bundle.catalogue.rows(items)
+        own = str if self.bundle.manifest.text_items else _integer
+        return self._items.rows([own(event.item) for event in events])
 
     def behaviours(self, events: Sequence[Event], rows: NDArray[np.int64]) -> dict[str, Array]:
         """Return each behaviour feature of events, `[L]`."""

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from hashtab.features.storage import Array
 from hashtab.serving.bundle import Bundle, Float32
+from hashtab.serving.items import ItemIndex
 from hashtab.serving.retrieval import RetrievalError, RetrievalIndex
 from hashtab.serving.scorer.context import ContextEncoder
 from hashtab.serving.scorer.counters import CounterReader
-from hashtab.serving.scorer.items import ItemIndex
 from hashtab.serving.store import UserRecord
 
 _LOG = logging.getLogger(__name__)

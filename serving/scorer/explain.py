@@ -129,7 +129,7 @@ def explained(
     served: Served, history: History, row: int, events: Sequence[Event]
 ) -> tuple[list[Event], Shares]:
     """Return the events that the table holds, and the share of each in a candidate's interest."""
-    encoded = Model(served.bundle).encode(events)
+    encoded = Model(served.bundle, served.items).encode(events)
     held = np.flatnonzero(encoded.held)
     shares = shares_of(
         served.bundle, history.record, row, encoded.codes[held], encoded.vectors[held]

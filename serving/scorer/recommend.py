@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from hashtab.serving.bse.model import Model
 from hashtab.serving.bundle import Float32
 from hashtab.serving.http import Call, Endpoint, HttpError, Reply
+from hashtab.serving.items import Item
 from hashtab.serving.retrieval import seen_rows
 from hashtab.serving.scorer import metrics
 from hashtab.serving.scorer.champion import ModelName, Served
 from hashtab.serving.scorer.context import Context, ContextError
-from hashtab.serving.scorer.items import Item
 from hashtab.serving.scorer.log import events_of
 from hashtab.serving.scorer.score import microseconds
 from hashtab.serving.scorer.tables import Degraded, History
@@ -153,7 +153,7 @@ async def seen_by(
     rows = seen_rows(served.bundle, history.record)
     if rows is None:
         events = await asyncio.to_thread(events_of, service.tables, user)
-        rows = Model(served.bundle).rows(events or [])
+        rows = Model(served.bundle, served.items).rows(events or [])
         rows = np.unique(rows[rows >= 0])
     return rows
 

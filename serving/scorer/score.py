@@ -10,10 +10,10 @@ import numpy as np
 
 from hashtab.serving.bundle import Float32
 from hashtab.serving.http import Call, Endpoint, HttpError, Reply
+from hashtab.serving.items import Item
 from hashtab.serving.scorer import metrics
 from hashtab.serving.scorer.champion import ModelName, Served
 from hashtab.serving.scorer.context import ContextError, Given
-from hashtab.serving.scorer.items import Item
 from hashtab.serving.scorer.tables import Degraded, History
 from hashtab.serving.scorer.users import user_of
 from hashtab.serving.scorer.values import Value

@@ -3,6 +3,15 @@
 `python -m hashtab.serving.store` counts, verifies, exports, imports and drops what a store holds.
 """
 
+from hashtab.serving.store.delta import (
+    Delta,
+    changed,
+    check,
+    extended,
+    first_delta,
+    row_type,
+    unpack,
+)
 from hashtab.serving.store.errors import (
     CorruptRecordError,
     ForeignRecordError,
@@ -14,7 +23,7 @@ from hashtab.serving.store.fixed_point import COMPONENT_LIMIT, SCALE, add, sum_b
 from hashtab.serving.store.keys import User
 from hashtab.serving.store.log import Change, Head, LogReader
 from hashtab.serving.store.plan import HEARTBEAT, PLAN, KeptModel, Plan
-from hashtab.serving.store.record import RecordLayout, UserRecord, check, pack, unpack
+from hashtab.serving.store.record import RecordLayout, UserRecord, pack
 from hashtab.serving.store.store import TableStore, open_store
 from hashtab.serving.store.writing import only_writer
 
@@ -25,6 +34,7 @@ __all__ = [
     "SCALE",
     "Change",
     "CorruptRecordError",
+    "Delta",
     "Event",
     "ForeignRecordError",
     "Head",
@@ -39,10 +49,14 @@ __all__ = [
     "User",
     "UserRecord",
     "add",
+    "changed",
     "check",
+    "extended",
+    "first_delta",
     "only_writer",
     "open_store",
     "pack",
+    "row_type",
     "sum_by_bucket",
     "unpack",
 ]

@@ -10,9 +10,9 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from hashtab.serving.store.arrow_file import read_records, write_records
+from hashtab.serving.store.delta import check
 from hashtab.serving.store.errors import StoreError
 from hashtab.serving.store.keys import User, check_fingerprint
-from hashtab.serving.store.record import check
 from hashtab.serving.store.store import TableStore, open_store
 from hashtab.serving.store.writing import only_writer
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from hashtab.serving.store.delta import check
 from hashtab.serving.store.errors import StoreError
 from hashtab.serving.store.keys import User
-from hashtab.serving.store.record import check
 from hashtab.serving.store.store import PAGE
 
 _FINGERPRINT = b"hashtab.fingerprint"  # key of the file's metadata

@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import msgspec
 
@@ -31,10 +32,10 @@ class Event:
     item: int | str
     side: dict[str, SideValue] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def digest(self) -> bytes:
-        """16 bytes of the id."""
-        return id_digest(self.id)
+        """16 bytes that stand for the id in keys."""
+        return hashlib.blake2b(self.id.encode(), digest_size=DIGEST_BYTES).digest()
 
     @property
     def order(self) -> tuple[int, bytes]:
@@ -43,11 +44,6 @@ class Event:
         No order of arrival is left in it: whoever builds a table from the log finds the same order.
         """
         return self.time, self.digest
-
-
-def id_digest(event_id: str) -> bytes:
-    """Return 16 bytes that stand for an id in keys."""
-    return hashlib.blake2b(event_id.encode(), digest_size=DIGEST_BYTES).digest()
 
 
 _Stored = tuple[str, int, int | str, dict[str, SideValue]]

@@ -19,6 +19,7 @@ KEY_LIMIT: Final = 511
 NOTE_TAG: Final = b"\x00"  # the lowest: notes come, and are dropped, before the records
 INT_TAG: Final = b"i"
 STR_TAG: Final = b"s"
+DELTA_TAGS: Final = {INT_TAG: b"I", STR_TAG: b"S"}  # of a user's delta, by their record's
 
 FORMAT_KEY: Final = b"format"
 """Key of the store's format; shorter than a fingerprint and a tag, so no other key is like it."""
@@ -47,6 +48,12 @@ def user_key(fingerprint: bytes, user: User) -> bytes:
         raise StoreError(
             f"user {user!r} must be an integer of 64 bits or a string; store it as a string"
         ) from error
+
+
+def delta_key(key: bytes) -> bytes:
+    """Key of the delta of the record that has this key."""
+    end = FINGERPRINT_BYTES + 1
+    return key[:FINGERPRINT_BYTES] + DELTA_TAGS[key[FINGERPRINT_BYTES:end]] + key[end:]
 
 
 def note_key(fingerprint: bytes, name: str) -> bytes:

@@ -3,10 +3,11 @@
 import hashlib
 import struct
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import islice, takewhile
 from typing import TYPE_CHECKING, TypeAlias
 
-from hashtab.serving.store.events import Event, id_digest, pack_event, unpack_event
+from hashtab.serving.store.events import Event, pack_event, unpack_event
 from hashtab.serving.store.keys import User, user_key
 from hashtab.serving.store.log import (
     EVENT,
@@ -26,6 +27,7 @@ _OFFSET = 1 << 63  # moves int64 to uint64, whose big-endian bytes sort as numbe
 _AFTER = b"\xff" * 25  # later than any time and id
 
 
+@lru_cache(maxsize=8192)
 def user_digest(user: User) -> bytes:
     """Return 16 bytes that stand for a user, where the name itself may be too long for a key."""
     return hashlib.blake2b(user_key(LOG, user), digest_size=16).digest()
@@ -42,7 +44,7 @@ class LmdbChange(Change):
 
     def known(self, events: Sequence[Event]) -> list[bool]:
         """Whether the log has an event of the same user and id as each of these."""
-        return [self._transaction.get(_id_key(e.user, e.id)) is not None for e in events]
+        return [self._transaction.get(_id_key(e)) is not None for e in events]
 
     def events(self, user: User, last: int | None = None) -> list[Event]:
         """Events of a user in their order."""
@@ -69,14 +71,14 @@ class LmdbChange(Change):
         """Add events."""
         for event in events:
             time = _TIME.pack(event.time + _OFFSET)
-            self._transaction.put(_id_key(event.user, event.id), time)
+            self._transaction.put(_id_key(event), time)
             self._transaction.put(_event_key(event, time), pack_event(event))
 
     def remove(self, events: Sequence[Event]) -> None:
         """Remove events."""
         for event in events:
             time = _TIME.pack(event.time + _OFFSET)
-            self._transaction.delete(_id_key(event.user, event.id))
+            self._transaction.delete(_id_key(event))
             self._transaction.delete(_event_key(event, time))
 
     def forget(self, user: User) -> None:
@@ -104,8 +106,8 @@ class LmdbChange(Change):
             found = cursor.next()
 
 
-def _id_key(user: User, event_id: str) -> bytes:
-    return LOG + ID + user_digest(user) + id_digest(event_id)
+def _id_key(event: Event) -> bytes:
+    return LOG + ID + user_digest(event.user) + event.digest
 
 
 def _event_key(event: Event, time: bytes) -> bytes:

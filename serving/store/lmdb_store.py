@@ -98,9 +98,9 @@ class LmdbStore(TableStore):
         with _explained(self.name):
             return self._opened().change(lambda transaction: work(LmdbChange(transaction)))
 
-    def _delete(self, keys: list[bytes]) -> int:
-        def delete(transaction: Transaction) -> int:
-            return sum(transaction.delete(key) for key in keys)
+    def _delete(self, keys: list[bytes]) -> list[bool]:
+        def delete(transaction: Transaction) -> list[bool]:
+            return [transaction.delete(key) for key in keys]
 
         with _explained(self.name):
             return self._opened().change(delete)

@@ -5,14 +5,14 @@ same transaction; so do the offsets of the sources that events come from.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from hashtab.serving.store.errors import CorruptRecordError
 from hashtab.serving.store.events import Event
-from hashtab.serving.store.keys import User, user_key
+from hashtab.serving.store.keys import User, delta_key, user_key
 
 LOG = b"hashtab:"
 """In place of a fingerprint in the keys of the log; eight bytes as that is."""
@@ -71,6 +71,15 @@ def unpack_head(data: bytes) -> Head:
     return Head(events=events, watermark=watermark, earliest=earliest, revision=revision)
 
 
+def with_deltas(
+    read: Callable[[list[bytes]], list[bytes | None]], keys: Sequence[bytes]
+) -> list[bytes | None]:
+    """Read values of records' keys, each followed by that of its delta where there is one."""
+    found = read([each for key in keys for each in (key, delta_key(key))])
+    pairs = zip(found[::2], found[1::2], strict=True)
+    return [record + delta if record and delta else record for record, delta in pairs]
+
+
 class LogReader(ABC):
     """Reads a log and the records beside it, as of one moment on LMDB."""
 
@@ -84,8 +93,12 @@ class LogReader(ABC):
         return [None if data is None else unpack_head(data) for data in found]
 
     def records(self, fingerprint: bytes, users: Sequence[User]) -> list[bytes | None]:
-        """Records of users, in their order."""
-        return self._read([user_key(fingerprint, user) for user in users])
+        """Records of users with their deltas after them, in the users' order."""
+        return with_deltas(self._read, [user_key(fingerprint, user) for user in users])
+
+    def deltas(self, fingerprint: bytes, users: Sequence[User]) -> list[bytes | None]:
+        """Deltas of users alone, in their order; who has one has a record."""
+        return self._read([delta_key(user_key(fingerprint, user)) for user in users])
 
     @abstractmethod
     def known(self, events: Sequence[Event]) -> list[bool]:
@@ -126,10 +139,26 @@ class Change(LogReader):
         """Write what the log says of a user; None when it is to know nothing more."""
         self._put(head_key(user), None if head is None else pack_head(head))
 
-    def put_records(self, fingerprint: bytes, records: Mapping[User, bytes | None]) -> None:
-        """Write records; None deletes."""
+    def put_records(
+        self,
+        fingerprint: bytes,
+        records: Mapping[User, bytes | None],
+        deltas: Mapping[User, bytes | None] | None = None,
+    ) -> None:
+        """Write records, and their first deltas in place of those that there were.
+
+        None deletes; a record without a delta is written anew at its next change.
+        """
+        deltas = deltas or {}
         for user, record in records.items():
-            self._put(user_key(fingerprint, user), record)
+            key = user_key(fingerprint, user)
+            self._put(key, record)
+            self._put(delta_key(key), deltas.get(user))
+
+    def put_deltas(self, fingerprint: bytes, deltas: Mapping[User, bytes]) -> None:
+        """Write deltas of records that stay as they are."""
+        for user, delta in deltas.items():
+            self._put(delta_key(user_key(fingerprint, user)), delta)
 
     def put_value(self, name: str, value: bytes | None) -> None:
         """Write a value of the whole log; None deletes."""

@@ -1,6 +1,6 @@
 """One user's record and its bytes: table, recent behaviours, counters and recent event ids.
 
-All is little endian and lies one after another: a header of 64 bytes with a checksum over the rest,
+All is little endian and lies one after another: a header of 72 bytes with a checksum over the rest,
 int64 times of the recent behaviours, uint64 event ids, the length of each counter, table rows,
 feature columns, each counter's keys and counts, and a bitmap of the table's non-empty rows where
 leaving out the empty ones saves bytes. Equal records have equal bytes.
@@ -22,15 +22,16 @@ from hashtab.serving.store.keys import check_fingerprint
 Array = NDArray[Any]
 
 MAGIC = b"htur"
-FORMAT = 1
+FORMAT = 2
 RECENT_LIMIT = 65_535
 
 _START = struct.Struct("<4sI")  # magic, CRC-32 of all that follows
-_REST = struct.Struct("<II8sQqQIIII")  # _Header, from `format` on
+_REST = struct.Struct("<II8sQQqQIIII")  # Header, from `format` on
+HEADER_BYTES = _START.size + _REST.size
 
 _INT32, _INT64 = np.dtype("<i4"), np.dtype("<i8")
 _UINT8, _UINT32, _UINT64 = np.dtype("u1"), np.dtype("<u4"), np.dtype("<u8")
-_FEATURE_TYPES = {"int32": _INT32, "float32": np.dtype("<f4")}
+FEATURE_TYPES = {"int32": _INT32, "float32": np.dtype("<f4")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +69,7 @@ class RecordLayout:
         if not 0 <= self.recent <= RECENT_LIMIT:
             raise StoreError(f"recent must lie in 0 to {RECENT_LIMIT}, got {self.recent}")
         for name, kind in self.features:
-            if kind not in _FEATURE_TYPES:
+            if kind not in FEATURE_TYPES:
                 raise StoreError(f"feature {name!r} must be int32 or float32, got {kind!r}")
         for what, names in (("features", self._feature_names), ("counters", self.counters)):
             if len(set(names)) < len(names):
@@ -132,18 +133,19 @@ class UserRecord:
             behaviours=0,
             table=np.zeros(layout.shape, np.int32),
             recent_times=np.empty(0, np.int64),
-            recent={name: np.empty(0, _FEATURE_TYPES[kind]) for name, kind in layout.features},
+            recent={name: np.empty(0, FEATURE_TYPES[kind]) for name, kind in layout.features},
             counters=dict.fromkeys(layout.counters, (none, none)),
             events=np.empty(0, np.uint64),
         )
 
 
-class _Header(NamedTuple):
-    """The header after magic and checksum; the last four are lengths of what follows."""
+class Header(NamedTuple):
+    """A record's header after magic and checksum; the last four are lengths of what follows."""
 
     format: int
     layout: int
     fingerprint: bytes
+    size: int  # bytes of the record, after which its delta may follow
     revision: int
     watermark: int
     behaviours: int
@@ -165,11 +167,13 @@ def pack(record: UserRecord, layout: RecordLayout) -> bytes:
     counters = _counters(record, layout)
     lengths = np.array([len(keys) for keys in counters[::2]], _UINT32)
     events = _fitting("events", record.events, _UINT64, (len(record.events),))
+    sections = (times, events, lengths, rows, *columns, *counters, bitmap)
     try:
         header = _REST.pack(
             FORMAT,
             layout.digest,
             layout.fingerprint,
+            HEADER_BYTES + sum(section.nbytes for section in sections),
             record.revision,
             record.watermark,
             record.behaviours,
@@ -183,26 +187,27 @@ def pack(record: UserRecord, layout: RecordLayout) -> bytes:
             "revision and behaviours must be unsigned and watermark a signed integer of 64 bits, "
             f"got {record.revision!r}, {record.behaviours!r} and {record.watermark!r}"
         ) from error
-    sections = (times, events, lengths, rows, *columns, *counters, bitmap)
     body = b"".join([header, *(section.data for section in sections)])
     return _START.pack(MAGIC, isal_zlib.crc32(body)) + body
 
 
-def unpack(data: bytes, layout: RecordLayout) -> UserRecord:
-    """Read a record; its arrays are read-only views of `data` wherever they can be.
+def unpack_record(data: bytes, layout: RecordLayout) -> tuple[UserRecord, int]:
+    """Read a record without what may follow it, and say where it ends.
+
+    Its arrays are read-only views of `data` wherever they can be.
 
     Raises:
         CorruptRecordError: if the bytes are not those of a whole record.
         ForeignRecordError: if it is a record of another fingerprint, layout or format.
     """
-    header = _open(data, layout.fingerprint)
+    header = open_record(data, layout.fingerprint)
     if header.layout != layout.digest:
         raise ForeignRecordError(
             f"a record of fingerprint {layout.fingerprint.hex()} has another layout than its "
             "model; drop the fingerprint and encode its users again"
         )
-    _check_lengths(header, layout, len(data))
-    sections = _Sections(data, _START.size + _REST.size)
+    _check_lengths(header, layout)
+    sections = _Sections(data, HEADER_BYTES)
     times = sections.take(_INT64, header.recent)
     events = sections.take(_UINT64, header.events)
     lengths = sections.take(_UINT32, len(layout.counters))
@@ -210,13 +215,13 @@ def unpack(data: bytes, layout: RecordLayout) -> UserRecord:
         raise CorruptRecordError("a record's counters have impossible lengths; remove it")
     rows = sections.take(_INT32, header.rows * layout.size).reshape(header.rows, layout.size)
     recent = {
-        name: sections.take(_FEATURE_TYPES[kind], header.recent) for name, kind in layout.features
+        name: sections.take(FEATURE_TYPES[kind], header.recent) for name, kind in layout.features
     }
     counters = {
         name: (sections.take(_UINT32, length), sections.take(_UINT32, length))
         for name, length in zip(layout.counters, lengths.tolist(), strict=True)
     }
-    return UserRecord(
+    record = UserRecord(
         revision=header.revision,
         watermark=header.watermark,
         behaviours=header.behaviours,
@@ -226,27 +231,31 @@ def unpack(data: bytes, layout: RecordLayout) -> UserRecord:
         counters=counters,
         events=events,
     )
+    return record, header.size
 
 
-def check(data: bytes, fingerprint: bytes) -> None:
-    """Check that `data` is a whole record of a fingerprint, of whatever layout.
+def record_checksum(data: bytes) -> int:
+    """Return the checksum that a record begins with."""
+    return int(_START.unpack_from(data)[1])
+
+
+def open_record(data: bytes, fingerprint: bytes) -> Header:
+    """Check that `data` begins with a whole record of a fingerprint; return its header.
 
     Raises:
         CorruptRecordError: if the bytes are not those of a whole record.
         ForeignRecordError: if it is a record of another fingerprint or format.
     """
-    _open(data, fingerprint)
-
-
-def _open(data: bytes, fingerprint: bytes) -> _Header:
-    if len(data) < _START.size + _REST.size:
+    if len(data) < HEADER_BYTES:
         raise CorruptRecordError(f"a record has only {len(data)} bytes; remove it")
     magic, checksum = _START.unpack_from(data)
     if magic != MAGIC:
         raise CorruptRecordError(f"a record starts with {magic!r} and not {MAGIC!r}; remove it")
-    if isal_zlib.crc32(memoryview(data)[_START.size :]) != checksum:
+    header = Header._make(_REST.unpack_from(data, _START.size))
+    # What another format holds after its record is not known here.
+    size = header.size if header.format == FORMAT else len(data)
+    if size > len(data) or isal_zlib.crc32(memoryview(data)[_START.size : size]) != checksum:
         raise CorruptRecordError("a record's checksum does not fit its bytes; remove it")
-    header = _Header._make(_REST.unpack_from(data, _START.size))
     if header.format != FORMAT:
         raise ForeignRecordError(
             f"a record has format {header.format}, this hashtab reads {FORMAT}; install the one "
@@ -260,7 +269,7 @@ def _open(data: bytes, fingerprint: bytes) -> _Header:
     return header
 
 
-def _check_lengths(header: _Header, layout: RecordLayout, size: int) -> None:
+def _check_lengths(header: Header, layout: RecordLayout) -> None:
     bitmap = _bitmap_bytes(layout.rows) if header.rows < layout.rows else 0
     words = (
         len(layout.counters)
@@ -268,10 +277,10 @@ def _check_lengths(header: _Header, layout: RecordLayout, size: int) -> None:
         + header.recent * len(layout.features)
         + header.counted * 2
     )
-    expected = _START.size + _REST.size + 8 * (header.recent + header.events) + 4 * words + bitmap
-    if size != expected or header.rows > layout.rows or header.recent > layout.recent:
+    expected = HEADER_BYTES + 8 * (header.recent + header.events) + 4 * words + bitmap
+    if header.size != expected or header.rows > layout.rows or header.recent > layout.recent:
         raise CorruptRecordError(
-            f"a record has {size} bytes, {header.rows} rows and {header.recent} recent "
+            f"a record has {header.size} bytes, {header.rows} rows and {header.recent} recent "
             "behaviours, which do not fit each other or the layout; remove it"
         )
 
@@ -332,7 +341,7 @@ def _recent(record: UserRecord, layout: RecordLayout) -> list[Array]:
         raise StoreError("recent_times must be in time order; sort the recent behaviours")
     _check_names("recent", record.recent, [name for name, _ in layout.features])
     columns = [
-        _fitting(f"recent[{name!r}]", record.recent[name], _FEATURE_TYPES[kind], (count,))
+        _fitting(f"recent[{name!r}]", record.recent[name], FEATURE_TYPES[kind], (count,))
         for name, kind in layout.features
     ]
     return [times, *columns]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hashtab.serving.store.errors import StoreError
-from hashtab.serving.store.events import Event, id_digest, pack_event, unpack_event
+from hashtab.serving.store.events import Event, pack_event, unpack_event
 from hashtab.serving.store.keys import User, user_key
 from hashtab.serving.store.log import (
     EVENT,
@@ -46,7 +46,7 @@ class RedisChange(Change):
         """Whether the log has an event of the same user and id as each of these."""
         pipeline = self._client.pipeline(transaction=False)
         for event in events:
-            pipeline.hexists(_events_key(event.user), id_digest(event.id))
+            pipeline.hexists(_events_key(event.user), event.digest)
         return [bool(found) for found in pipeline.execute()]
 
     def events(self, user: User, last: int | None = None) -> list[Event]:

@@ -120,11 +120,11 @@ class RedisStore(TableStore):
                     continue
                 return result
 
-    def _delete(self, keys: list[bytes]) -> int:
-        if not keys:
-            return 0
-        with _explained(self.name):
-            return int(self._client.unlink(*(PREFIX + key for key in keys)))
+    def _delete(self, keys: list[bytes]) -> list[bool]:
+        with _explained(self.name), self._client.pipeline(transaction=True) as pipeline:
+            for key in keys:
+                pipeline.unlink(PREFIX + key)
+            return [bool(there) for there in pipeline.execute()]
 
     def _pages(self, prefix: bytes) -> Iterator[list[bytes]]:
         pattern = _literal(PREFIX + prefix) + b"*"

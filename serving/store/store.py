@@ -20,15 +20,16 @@ from hashtab.serving.store.keys import (
     STR_TAG,
     User,
     check_fingerprint,
+    delta_key,
     is_user_key,
     note_key,
     user_key,
     user_of,
 )
-from hashtab.serving.store.log import LOG, Change, LogReader
+from hashtab.serving.store.log import LOG, Change, LogReader, with_deltas
 from hashtab.serving.store.plan import HEARTBEAT, PLAN, KeptModel, Plan
 
-STORE_FORMAT = b"1"
+STORE_FORMAT = b"2"
 PAGE = 512
 """Keys that one step of a long walk or of a drop takes: with 64 kB records, 32 MB."""
 
@@ -58,12 +59,12 @@ class TableStore(ABC):
         self.close()
 
     def get(self, fingerprint: bytes, users: Sequence[User]) -> list[bytes | None]:
-        """Records of users, in their order; None where there is none.
+        """Records of users with their deltas after them, in the users' order; None for none.
 
         Raises:
             StoreError: if the store cannot be read or a user cannot be a key.
         """
-        return self._read([user_key(fingerprint, user) for user in users])
+        return with_deltas(self._read, [user_key(fingerprint, user) for user in users])
 
     def put(
         self,
@@ -108,7 +109,7 @@ class TableStore(ABC):
     def items(self, fingerprint: bytes) -> Iterator[tuple[User, bytes]]:
         """Users of a fingerprint with their records, as `users` gives them."""
         for page in self._user_pages(fingerprint):
-            for key, record in zip(page, self._read(page), strict=True):
+            for key, record in zip(page, with_deltas(self._read, page), strict=True):
                 if record is not None:  # dropped since its key was read
                     yield user_of(key), record
 
@@ -133,7 +134,7 @@ class TableStore(ABC):
         """
         self._check_writable()
         self._delete(self._note_keys(fingerprint))
-        return self._delete([user_key(fingerprint, user) for user in users])
+        return self._delete_records([user_key(fingerprint, user) for user in users])
 
     def drop(self, fingerprint: bytes) -> int:
         """Delete all of a fingerprint, a page at a time; after a kill, drop again for the rest.
@@ -144,7 +145,7 @@ class TableStore(ABC):
         self._check_writable()
         # First, since a note may say that the records are complete.
         self._delete(self._note_keys(fingerprint))
-        return sum(self._delete(page) for page in self._user_pages(fingerprint))
+        return sum(self._delete_records(page) for page in self._user_pages(fingerprint))
 
     def events(self, user: User, last: int | None = None) -> list[Event]:
         """Events of a user in the log, in order of time; the last so many, or all.
@@ -216,6 +217,11 @@ class TableStore(ABC):
         for tag in (INT_TAG, STR_TAG):
             yield from self._pages(check_fingerprint(fingerprint) + tag)
 
+    def _delete_records(self, keys: list[bytes]) -> int:
+        """Delete records and their deltas at once; return how many records were there."""
+        there = self._delete([*keys, *map(delta_key, keys)])
+        return sum(there[: len(keys)])
+
     def _note_keys(self, fingerprint: bytes) -> list[bytes]:
         return list(chain.from_iterable(self._pages(check_fingerprint(fingerprint) + NOTE_TAG)))
 
@@ -259,8 +265,8 @@ class TableStore(ABC):
         """Write all values, and delete the keys of None; all of it or nothing, durably."""
 
     @abstractmethod
-    def _delete(self, keys: list[bytes]) -> int:
-        """Delete all of the keys at once; return how many were there."""
+    def _delete(self, keys: list[bytes]) -> list[bool]:
+        """Delete all of the keys at once; return which were there."""
 
     @abstractmethod
     def _pages(self, prefix: bytes) -> Iterator[list[bytes]]:

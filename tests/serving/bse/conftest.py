@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hashtab.serving.bse.model import Model
-from hashtab.serving.store import Event
+from hashtab.serving.store import Event, pack, unpack
 from tests.pipelines.bundles import shop_bundle, shop_data
 from tests.serving.store.conftest import empty_server, server, store, url
 
@@ -16,6 +16,11 @@ __all__ = ["empty_server", "server", "shop_bundle", "shop_data", "store", "url"]
 @pytest.fixture(scope="session")
 def model(shop_bundle: Path) -> Model:
     return Model.open(shop_bundle)
+
+
+def written_whole(data: bytes | None, model: Model) -> bytes | None:
+    """A record as a store gives it, as the bytes of one that was written at once."""
+    return None if data is None else pack(unpack(data, model.layout), model.layout)
 
 
 def events_of(user: int, count: int, seed: int) -> list[Event]:

@@ -15,9 +15,9 @@ from hashtab.features.samples import TIME_FEATURE_SIZES, time_features
 from hashtab.features.storage import Array
 from hashtab.pipelines.requests import _user
 from hashtab.serving.bundle import Bundle
+from hashtab.serving.items import Item, ItemIndex
 from hashtab.serving.scorer.context import time_id
 from hashtab.serving.scorer.counters import CounterReader
-from hashtab.serving.scorer.items import Item, ItemIndex
 from hashtab.serving.scorer.users import user_of
 from hashtab.serving.scorer.values import PlainEncoder
 from hashtab.serving.store import UserRecord

@@ -14,6 +14,7 @@ import pytest
 from hashtab.pipelines.build_index import IndexSettings, build
 from hashtab.serving.bundle import Bundle
 from hashtab.serving.http import SettingsError
+from hashtab.serving.items import ItemIndex
 from hashtab.serving.retrieval import RetrievalIndex, index_beside
 from hashtab.serving.scorer.names import read_names
 from hashtab.serving.scorer.recommend import seen_by
@@ -69,7 +70,8 @@ def test_where_the_model_counts_no_items_the_log_tells_what_was_met(kept: Kept) 
     features = replace(bundle.manifest.features, counters=("kind",))
     bundle.layout = replace(bundle.manifest, features=features).layout
     service = SimpleNamespace(tables=Tables(str(kept.store), deadline_s=1.0))
-    served, history = SimpleNamespace(bundle=bundle), History(kept.record(USER), "table", None)
+    served = SimpleNamespace(bundle=bundle, items=ItemIndex(bundle.catalogue))
+    history = History(kept.record(USER), "table", None)
     rows = asyncio.run(seen_by(service, served, USER, history))  # type: ignore[arg-type]
     assert rows is not None
     met = {event.item for event in kept.events(USER)}

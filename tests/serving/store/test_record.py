@@ -134,7 +134,7 @@ def test_even_sealed_nonsense_raises_nothing_else(given_: Packed, data: st.DataO
     layout, _, good = given_
     bad = bytearray(good)
     for _ in range(data.draw(st.integers(1, 4))):
-        place = data.draw(st.integers(8, len(bad) - 4) | st.just(48) | st.just(60))
+        place = data.draw(st.integers(8, len(bad) - 4) | st.just(56) | st.just(68))
         struct.pack_into("<I", bad, place, data.draw(st.integers(0, 3) | st.just(2**32 - 1)))
     struct.pack_into("<I", bad, 4, zlib.crc32(bad[8:]))
     try:
@@ -170,9 +170,9 @@ def test_another_fingerprint_is_never_read() -> None:
 
 def test_a_newer_format_says_so() -> None:
     newer = bytearray(numbered(1))
-    struct.pack_into("<I", newer, 8, 2)
+    struct.pack_into("<I", newer, 8, 3)
     struct.pack_into("<I", newer, 4, zlib.crc32(newer[8:]))
-    with pytest.raises(ForeignRecordError, match="format 2, this hashtab reads 1"):
+    with pytest.raises(ForeignRecordError, match="format 3, this hashtab reads 2"):
         unpack(bytes(newer), LAYOUT)
 
 
@@ -190,9 +190,9 @@ def test_empty_rows_of_a_wide_table_take_a_bit_each() -> None:
     empty = UserRecord.empty(wide)
     table = np.zeros(wide.shape, np.int32)
     table[:, ::4] = 1
-    assert len(pack(empty, wide)) == 64 + 4 + 64  # header, counter length, bitmap
-    assert len(pack(replace(empty, table=table), wide)) == 64 + 4 + 64 + 128 * 32 * 4
-    assert len(pack(replace(empty, table=table + 1), wide)) == 64 + 4 + 512 * 32 * 4
+    assert len(pack(empty, wide)) == 72 + 4 + 64  # header, counter length, bitmap
+    assert len(pack(replace(empty, table=table), wide)) == 72 + 4 + 64 + 128 * 32 * 4
+    assert len(pack(replace(empty, table=table + 1), wide)) == 72 + 4 + 512 * 32 * 4
 
 
 def test_an_empty_record_keeps_its_watermark() -> None:

@@ -212,9 +212,9 @@ def test_a_reader_makes_and_changes_nothing(url: str) -> None:
 
 
 def test_a_newer_store_says_what_to_install(store: TableStore, url: str) -> None:
-    store._write({FORMAT_KEY: b"2"})
+    store._write({FORMAT_KEY: b"3"})
     for readonly in (False, True):
-        with pytest.raises(StoreError, match="store format 2, this hashtab reads 1; install"):
+        with pytest.raises(StoreError, match="store format 3, this hashtab reads 2; install"):
             open_store(url, readonly=readonly)
 
 
