@@ -8,6 +8,7 @@ from hashtab.serving.bse.kept import Turnover, table_change, turnover
 from hashtab.serving.bse.model import Model
 from hashtab.serving.bse.record_change import EventChanges, Rows, built, delta_rows
 from hashtab.serving.store import (
+    DELTA_LIMIT,
     Change,
     CorruptRecordError,
     Delta,
@@ -181,7 +182,7 @@ class _Records:
 
     def _extended(self, rows: Mapping[User, Rows | None]) -> dict[User, bytes]:
         """Return the deltas that take their user's change."""
-        users = [user for user in rows if self._turnovers[user].before]
+        users = [user for user in rows if self._turnovers[user].before and not self._due(user)]
         found = {}
         deltas = self._change.deltas(self._model.fingerprint, users)
         for user, delta in zip(users, deltas, strict=True):
@@ -191,6 +192,10 @@ class _Records:
                 if longer is not None:
                     found[user] = longer
         return found
+
+    def _due(self, user: User) -> bool:
+        """Whether a record is written anew now: users take turns, whenever their events come."""
+        return (hash(user) + self._after[user].revision) % DELTA_LIMIT == 0
 
     def _stored(self, users: Sequence[User]) -> dict[User, UserRecord | None]:
         """Return records as they are; an empty one where the user is new, None where it is lost."""

@@ -4,6 +4,7 @@
 """
 
 from hashtab.serving.store.delta import (
+    DELTA_LIMIT,
     Delta,
     changed,
     check,
@@ -29,6 +30,7 @@ from hashtab.serving.store.writing import only_writer
 
 __all__ = [
     "COMPONENT_LIMIT",
+    "DELTA_LIMIT",
     "HEARTBEAT",
     "PLAN",
     "SCALE",
