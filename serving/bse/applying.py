@@ -3,6 +3,9 @@
 import logging
 from collections.abc import Mapping, Sequence
 from enum import Enum
+from typing import TypeAlias
+
+import numpy as np
 
 from hashtab.serving.bse.kept import Turnover, table_change, turnover
 from hashtab.serving.bse.model import Model
@@ -23,11 +26,12 @@ from hashtab.serving.store import (
     extended,
     first_delta,
     pack,
-    unpack,
+    split,
 )
 
 _log = logging.getLogger(__name__)
 NOTHING = Head()
+Stored: TypeAlias = tuple[UserRecord, Delta | None]
 
 
 class Outcome(Enum):
@@ -164,9 +168,9 @@ class _Records:
         others = [user for user in users if user not in deltas]
         records: dict[User, bytes | None] = {}
         first: dict[User, bytes | None] = {}
-        for user, record in self._stored(others).items():
-            if record is not None or user not in waits:
-                records[user], first[user] = self._written(user, record, rows[user])
+        for user, stored in self._stored(others).items():
+            if stored is not None or user not in waits:
+                records[user], first[user] = self._written(user, stored, rows[user])
         self._change.put_records(fingerprint, records, first)
         self._change.put_deltas(fingerprint, deltas)
 
@@ -197,26 +201,29 @@ class _Records:
         """Whether a record is written anew now: users take turns, whenever their events come."""
         return (hash(user) + self._after[user].revision) % DELTA_LIMIT == 0
 
-    def _stored(self, users: Sequence[User]) -> dict[User, UserRecord | None]:
+    def _stored(self, users: Sequence[User]) -> dict[User, Stored | None]:
         """Return records as they are; an empty one where the user is new, None where it is lost."""
-        found: dict[User, UserRecord | None] = {}
+        found: dict[User, Stored | None] = {}
         records = self._change.records(self._model.fingerprint, users)
         for user, data in zip(users, records, strict=True):
             new = self._turnovers[user].before == 0
-            found[user] = UserRecord.empty(self._model.layout) if new else None
+            found[user] = (UserRecord.empty(self._model.layout), None) if new else None
             if data is not None and not new:
                 try:
-                    found[user] = unpack(data, self._model.layout)
+                    found[user] = split(data, self._model.layout)
                 except (CorruptRecordError, ForeignRecordError) as error:
                     _log.warning("user %r: %s; built again from the log", user, error)
         return found
 
     def _written(
-        self, user: User, record: UserRecord | None, rows: Rows | None
+        self, user: User, stored: Stored | None, rows: Rows | None
     ) -> tuple[bytes | None, bytes | None]:
         """Return the bytes of a record and its first delta; None where no table can hold it."""
         turned, head, layout = self._turnovers[user], self._after[user], self._model.layout
-        if record is not None and rows is not None:
+        if stored is not None and rows is not None:
+            record, delta = stored
+            if delta is not None:
+                rows = np.concatenate([delta.rows, rows])
             try:
                 made = changed(record, Delta.of(head, rows), layout)
             except TableOverflowError:

@@ -43,13 +43,14 @@ def delta_rows(model: Model, changes: Mapping[User, EventChanges]) -> dict[User,
     """Return the rows of users' deltas, encoded in one call; None where no table can hold one."""
     by_user = {user: list(change.signs().values()) for user, change in changes.items()}
     every = [triple for triples in by_user.values() for triple in triples]
-    rows, held = _rows(model, every)
+    rows, holds = _rows(model, every)
+    held = holds.tolist()
     found: dict[User, Rows | None] = {}
     end = 0
     for user, triples in by_user.items():
         own = slice(end, end + len(triples))
         end = own.stop
-        found[user] = rows[own] if held[own].all() else None
+        found[user] = rows[own] if all(held[own]) else None
     return found
 
 

@@ -11,6 +11,7 @@ from hashtab.serving.store.delta import (
     extended,
     first_delta,
     row_type,
+    split,
     unpack,
 )
 from hashtab.serving.store.errors import (
@@ -59,6 +60,7 @@ __all__ = [
     "open_store",
     "pack",
     "row_type",
+    "split",
     "sum_by_bucket",
     "unpack",
 ]

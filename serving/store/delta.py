@@ -30,6 +30,7 @@ from hashtab.serving.store.record import (
 DELTA_LIMIT = 16
 """Rows of a delta: each costs its readers microseconds, and spares writers a share of a record."""
 
+_FEW = 4 * DELTA_LIMIT  # rows that are best added one after another
 _MAGIC = b"htud"
 _START = struct.Struct("<4sI")  # magic, CRC-32 of all that follows
 _REST = struct.Struct("<IQqQ")  # checksum of the record, then as in `Delta`
@@ -87,7 +88,7 @@ def first_delta(record: bytes, table: NDArray[np.int32], head: Head) -> bytes | 
         table: of the record.
         head: of the log, as it is in the record.
     """
-    if not _has_room(table):
+    if not _has_room(table, DELTA_LIMIT):
         return None
     return _packed(record_checksum(record), head, b"")
 
@@ -117,11 +118,19 @@ def unpack(data: bytes, layout: RecordLayout) -> UserRecord:
         CorruptRecordError: if the bytes are not those of a whole record, or its delta's are not.
         ForeignRecordError: if it is a record of another fingerprint, layout or format.
     """
-    record, end = unpack_record(data, layout)
-    if end == len(data):
-        return record
+    record, delta = split(data, layout)
     # Who wrote the delta has seen to it that the table has room.
-    return _changed(record, _read(data, end, layout), layout, _added)
+    return record if delta is None else _changed(record, delta, layout, _added)
+
+
+def split(data: bytes, layout: RecordLayout) -> tuple[UserRecord, Delta | None]:
+    """Read a record as it was written whole, and its delta where there is one.
+
+    Raises:
+        CorruptRecordError, ForeignRecordError: as `unpack`.
+    """
+    record, end = unpack_record(data, layout)
+    return record, None if end == len(data) else _read(data, end, layout)
 
 
 def check(data: bytes, fingerprint: bytes) -> None:
@@ -142,7 +151,7 @@ def changed(record: UserRecord, delta: Delta, layout: RecordLayout) -> UserRecor
     Raises:
         TableOverflowError: if a sum leaves int32.
     """
-    room = len(delta.rows) <= DELTA_LIMIT and _has_room(record.table)
+    room = len(delta.rows) <= _FEW and _has_room(record.table, len(delta.rows))
     return _changed(record, delta, layout, _added if room else _added_with_care)
 
 
@@ -226,12 +235,14 @@ def _added_with_care(
     """As `_added`; raises `TableOverflowError` where a sum of all leaves int32."""
     increments = np.zeros(table.shape, np.int64)
     np.add.at(increments, places, vectors[:, None])
-    return add(table[None], increments[None])[0]
+    sums: NDArray[np.int32] = add(table[None], increments[None])[0]
+    return sums
 
 
-def _has_room(table: NDArray[np.int32]) -> bool:
+def _has_room(table: NDArray[np.int32], count: int) -> bool:
+    """Whether so many vectors can be added to any entry."""
     largest = max(int(table.max(initial=0)), -int(table.min(initial=0)))
-    return largest <= _INT32.max - DELTA_LIMIT * COMPONENT_LIMIT
+    return largest <= _INT32.max - count * COMPONENT_LIMIT
 
 
 def _recent(

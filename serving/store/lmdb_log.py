@@ -13,6 +13,7 @@ from hashtab.serving.store.log import (
     EVENT,
     ID,
     LOG,
+    USER,
     Change,
     head_key,
 )
@@ -28,9 +29,12 @@ _AFTER = b"\xff" * 25  # later than any time and id
 
 
 @lru_cache(maxsize=8192)
-def user_digest(user: User) -> bytes:
-    """Return 16 bytes that stand for a user, where the name itself may be too long for a key."""
-    return hashlib.blake2b(user_key(LOG, user), digest_size=16).digest()
+def _prefix(user: User) -> bytes:
+    """Begin of the keys of a user's events and of their ids, which lie on neighbouring pages.
+
+    A digest stands for the user, whose name may be too long for such a key.
+    """
+    return LOG + USER + hashlib.blake2b(user_key(LOG, user), digest_size=16).digest()
 
 
 class LmdbChange(Change):
@@ -58,7 +62,7 @@ class LmdbChange(Change):
 
     def before_last(self, user: User, last: int, count: int) -> list[Event]:
         """The events of a user that come before the last so many."""
-        prefix = LOG + EVENT + user_digest(user)
+        prefix = _prefix(user) + EVENT
         cursor = self._transaction.cursor()
         # To the last key before all that could come after this user's.
         found = cursor.prev() if cursor.set_range(prefix + _AFTER) else cursor.last()
@@ -83,12 +87,11 @@ class LmdbChange(Change):
 
     def forget(self, user: User) -> None:
         """Remove all that the log has of a user."""
-        for tag in (EVENT, ID):
-            prefix = LOG + tag + user_digest(user)
-            cursor = self._transaction.cursor()
-            found = cursor.set_range(prefix)
-            while found and cursor.key().startswith(prefix):
-                found = cursor.delete()  # and on to the next
+        prefix = _prefix(user)
+        cursor = self._transaction.cursor()
+        found = cursor.set_range(prefix)
+        while found and cursor.key().startswith(prefix):
+            found = cursor.delete()  # and on to the next
         self._transaction.delete(head_key(user))
 
     def _put(self, key: bytes, value: bytes | None) -> None:
@@ -98,7 +101,7 @@ class LmdbChange(Change):
             self._transaction.put(key, value)
 
     def _forward(self, user: User) -> Iterator[bytes]:
-        prefix = LOG + EVENT + user_digest(user)
+        prefix = _prefix(user) + EVENT
         cursor = self._transaction.cursor()
         found = cursor.set_range(prefix)
         while found and cursor.key().startswith(prefix):
@@ -107,8 +110,8 @@ class LmdbChange(Change):
 
 
 def _id_key(event: Event) -> bytes:
-    return LOG + ID + user_digest(event.user) + event.digest
+    return _prefix(event.user) + ID + event.digest
 
 
 def _event_key(event: Event, time: bytes) -> bytes:
-    return LOG + EVENT + user_digest(event.user) + time + event.digest
+    return _prefix(event.user) + EVENT + time + event.digest

@@ -16,7 +16,8 @@ from hashtab.serving.store.keys import User, delta_key, user_key
 
 LOG = b"hashtab:"
 """In place of a fingerprint in the keys of the log; eight bytes as that is."""
-VALUE, EVENT, ID = b"v", b"e", b"x"  # tags after it; a user's tag is that of their head
+VALUE, USER = b"v", b"u"  # tags after it; that of a user's head is that of their record
+EVENT, ID = b"e", b"x"
 
 
 @dataclass(frozen=True, kw_only=True)
