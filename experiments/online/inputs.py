@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,20 @@ from hashtab.features.manifest import Feature
 from hashtab.features.samples import time_features
 from hashtab.features.storage import Array
 from hashtab.serving.bundle import Bundle, Candidates
-from hashtab.serving.store import User, UserRecord, open_store, pack
+from hashtab.serving.store import (
+    DELTA_LIMIT,
+    SCALE,
+    Change,
+    Head,
+    User,
+    UserRecord,
+    extended,
+    first_delta,
+    open_store,
+    pack,
+    row_type,
+    unpack,
+)
 
 _FIRST_OWN = 10**12  # beyond the users of any data set
 _AT_ONCE = 64  # records of one transaction
@@ -104,15 +118,41 @@ def offline_scores(bundle: Bundle, record: UserRecord, body: Mapping[str, Any]) 
 
 
 def add_users(bundle: Bundle, store: str, lengths: Mapping[User, int]) -> None:
-    """Put records of histories of so many behaviours, drawn from the catalogue, into a store."""
+    """Put records of histories of so many behaviours, drawn from the catalogue, into a store.
+
+    Each has a delta that is half full, as those of a user have on the mean whose events stream in.
+    """
     with open_store(store) as opened:
-        records: dict[User, bytes | None] = {}
-        for i, (user, length) in enumerate(lengths.items()):
-            records[user] = record_of_length(bundle, length, seed=i)
-            if len(records) == _AT_ONCE:
-                opened.put(bundle.layout.fingerprint, records)
-                records = {}
-        opened.put(bundle.layout.fingerprint, records)
+        numbered = list(enumerate(lengths.items()))
+        for start in range(0, len(numbered), _AT_ONCE):
+            some = numbered[start : start + _AT_ONCE]
+            records = {user: record_of_length(bundle, n, seed=i) for i, (user, n) in some}
+            deltas = {user: _half_full(bundle, record) for user, record in records.items()}
+            opened.change([], partial(_put, bundle.layout.fingerprint, records, deltas))
+
+
+def _put(
+    fingerprint: bytes,
+    records: dict[User, bytes],
+    deltas: dict[User, bytes | None],
+    change: Change,
+) -> None:
+    change.put_records(fingerprint, records, deltas)
+
+
+def _half_full(bundle: Bundle, data: bytes) -> bytes | None:
+    """Return a delta of random behaviours."""
+    layout, random = bundle.layout, np.random.default_rng(len(data))
+    record = unpack(data, layout)
+    rows = np.zeros(DELTA_LIMIT // 2, row_type(layout))
+    rows["in_table"] = rows["in_log"] = 1
+    rows["time"] = record.watermark
+    rows["codes"] = random.integers(0, layout.buckets, rows["codes"].shape)
+    rows["vector"] = random.integers(-SCALE, SCALE, rows["vector"].shape)
+    rows["counted"] = random.integers(1, 1000, rows["counted"].shape)
+    head = Head(events=record.behaviours, watermark=record.watermark, revision=1)
+    first = first_delta(data, record.table, head)
+    return first and extended(first, rows, head)
 
 
 def record_of_length(bundle: Bundle, length: int, seed: int) -> bytes:

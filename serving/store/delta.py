@@ -7,7 +7,7 @@ under a key of their own; whoever reads gets them after those of the record.
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Self
 
@@ -159,6 +159,8 @@ def _changed(
     record: UserRecord, delta: Delta, layout: RecordLayout, added: Callable[..., NDArray[np.int32]]
 ) -> UserRecord:
     rows, table = delta.rows, record.table
+    if not len(rows):
+        return replace(record, revision=delta.revision, watermark=delta.watermark)
     in_table, in_log = rows["in_table"], rows["in_log"].tolist()
     if layout.groups:
         places = rows["codes"] + np.arange(0, layout.rows, layout.buckets)
