@@ -1,6 +1,7 @@
 """Requests and user records made at random from what a bundle knows."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -144,15 +145,15 @@ def _half_full(bundle: Bundle, data: bytes) -> bytes | None:
     """Return a delta of random behaviours."""
     layout, random = bundle.layout, np.random.default_rng(len(data))
     record = unpack(data, layout)
+    before = Head(events=record.behaviours, watermark=record.watermark, revision=record.revision)
     rows = np.zeros(DELTA_LIMIT // 2, row_type(layout))
     rows["in_table"] = rows["in_log"] = 1
     rows["time"] = record.watermark
     rows["codes"] = random.integers(0, layout.buckets, rows["codes"].shape)
     rows["vector"] = random.integers(-SCALE, SCALE, rows["vector"].shape)
     rows["counted"] = random.integers(1, 1000, rows["counted"].shape)
-    head = Head(events=record.behaviours, watermark=record.watermark, revision=1)
-    first = first_delta(data, record.table, head)
-    return first and extended(first, rows, head)
+    first = first_delta(data, record.table, before)
+    return first and extended(first, rows, before, replace(before, revision=1))
 
 
 def record_of_length(bundle: Bundle, length: int, seed: int) -> bytes:
@@ -164,7 +165,9 @@ def record_of_length(bundle: Bundle, length: int, seed: int) -> bytes:
     columns = bundle.catalogue.columns(rows, [f.name for f in features if f.name in manifest.items])
     columns |= {f.name: _side(f, length, random) for f in features if f.name in manifest.side}
     times = np.arange(length, dtype=np.int64) * 1_000_000
-    return pack(bundle.record(columns, times, rows, watermark=length * 1_000_000), bundle.layout)
+    record = bundle.record(columns, times, rows, watermark=length * 1_000_000)
+    orders = np.arange(len(record.recent_times), dtype=np.uint64)
+    return pack(replace(record, events=orders), bundle.layout)
 
 
 def _side(feature: Feature, length: int, random: np.random.Generator) -> Array:

@@ -114,11 +114,12 @@ def write(
     if not turnovers:
         return
     after = {u: _head(change, u, heads[u] or NOTHING, turned) for u, turned in turnovers.items()}
+    both = {user: (heads[user] or NOTHING, after[user]) for user in turnovers}
     for fingerprint, model in models.items():
         building = plan.models[fingerprint.hex()].state == "building"
         # A user with events but without a table waits for the rebuild, which reads the log whole.
         waits = {user for user in turnovers if building and heads[user] is not None}
-        _Records(change, model, turnovers, after).write(waits)
+        _Records(change, model, turnovers, both).write(waits)
     for user, turned in turnovers.items():
         change.remove(turned.removed)
         change.add(turned.added)
@@ -149,12 +150,12 @@ class _Records:
         change: Change,
         model: Model,
         turnovers: Mapping[User, Turnover],
-        after: Mapping[User, Head],
+        heads: Mapping[User, tuple[Head, Head]],
     ) -> None:
         self._change = change
         self._model = model
         self._turnovers = turnovers
-        self._after = after
+        self._heads = heads  # before and after
 
     def write(self, waits: set[User]) -> None:
         """Write deltas, and records anew where there is no delta that takes the change.
@@ -162,78 +163,91 @@ class _Records:
         Args:
             waits: users who, if they have no record, are to have none yet.
         """
-        fingerprint, users = self._model.fingerprint, list(self._turnovers)
-        rows = self._rows()
-        deltas = self._extended(rows)
-        others = [user for user in users if user not in deltas]
+        deltas = self._deltas()
+        stored = self._stored([user for user in self._turnovers if user not in deltas], waits)
+        rows = self._rows([*deltas, *(user for user, found in stored.items() if found)])
+        longer = {user: self._extended(user, delta, rows[user]) for user, delta in deltas.items()}
+        stored |= self._stored([user for user, delta in longer.items() if delta is None], set())
         records: dict[User, bytes | None] = {}
         first: dict[User, bytes | None] = {}
-        for user, stored in self._stored(others).items():
-            if stored is not None or user not in waits:
-                records[user], first[user] = self._written(user, stored, rows[user])
-        self._change.put_records(fingerprint, records, first)
-        self._change.put_deltas(fingerprint, deltas)
+        for user, found in stored.items():
+            records[user], first[user] = self._written(user, found, rows.get(user))
+        self._change.put_records(self._model.fingerprint, records, first)
+        self._change.put_deltas(
+            self._model.fingerprint, {user: delta for user, delta in longer.items() if delta}
+        )
 
-    def _rows(self) -> dict[User, Rows | None]:
+    def _deltas(self) -> dict[User, bytes]:
+        """Return the deltas that may take their user's change."""
+        users = [user for user, turned in self._turnovers.items() if turned.before]
+        users = [user for user in users if not self._due(user)]
+        found = self._change.deltas(self._model.fingerprint, users)
+        return {user: delta for user, delta in zip(users, found, strict=True) if delta is not None}
+
+    def _due(self, user: User) -> bool:
+        """Whether a record is written anew now: users take turns, whenever their events come."""
+        return (hash(user) + self._heads[user][1].revision) % DELTA_LIMIT == 0
+
+    def _rows(self, users: Sequence[User]) -> dict[User, Rows | None]:
         """Return what changes in each user's record; None where no table can hold it."""
         parts = {}
-        for user, turned in self._turnovers.items():
+        for user in users:
+            turned = self._turnovers[user]
             gained, lost = table_change(self._change, user, turned, self._model.limit)
             parts[user] = EventChanges(
                 gained=gained, lost=lost, added=turned.added, removed=turned.removed
             )
         return delta_rows(self._model, parts)
 
-    def _extended(self, rows: Mapping[User, Rows | None]) -> dict[User, bytes]:
-        """Return the deltas that take their user's change."""
-        users = [user for user in rows if self._turnovers[user].before and not self._due(user)]
-        found = {}
-        deltas = self._change.deltas(self._model.fingerprint, users)
-        for user, delta in zip(users, deltas, strict=True):
-            new = rows[user]
-            if delta is not None and new is not None:
-                longer = extended(delta, new, self._after[user])
-                if longer is not None:
-                    found[user] = longer
-        return found
+    def _extended(self, user: User, delta: bytes, rows: Rows | None) -> bytes | None:
+        return None if rows is None else extended(delta, rows, *self._heads[user])
 
-    def _due(self, user: User) -> bool:
-        """Whether a record is written anew now: users take turns, whenever their events come."""
-        return (hash(user) + self._after[user].revision) % DELTA_LIMIT == 0
-
-    def _stored(self, users: Sequence[User]) -> dict[User, Stored | None]:
+    def _stored(self, users: Sequence[User], waits: set[User]) -> dict[User, Stored | None]:
         """Return records as they are; an empty one where the user is new, None where it is lost."""
         found: dict[User, Stored | None] = {}
         records = self._change.records(self._model.fingerprint, users)
         for user, data in zip(users, records, strict=True):
+            if data is None and user in waits:
+                continue
             new = self._turnovers[user].before == 0
             found[user] = (UserRecord.empty(self._model.layout), None) if new else None
             if data is not None and not new:
-                try:
-                    found[user] = split(data, self._model.layout)
-                except (CorruptRecordError, ForeignRecordError) as error:
-                    _log.warning("user %r: %s; built again from the log", user, error)
+                found[user] = self._read(user, data)
         return found
+
+    def _read(self, user: User, data: bytes) -> Stored | None:
+        """Read a record, None if it is damaged or lacks what the log had before this change."""
+        try:
+            record, delta = split(data, self._model.layout)
+        except (CorruptRecordError, ForeignRecordError) as error:
+            _log.warning("user %r: %s; built again from the log", user, error)
+            return None
+        if (delta or record).revision != self._heads[user][0].revision:
+            _log.warning(
+                "user %r: a record lacks its latest changes; built again from the log", user
+            )
+            return None
+        return record, delta
 
     def _written(
         self, user: User, stored: Stored | None, rows: Rows | None
     ) -> tuple[bytes | None, bytes | None]:
         """Return the bytes of a record and its first delta; None where no table can hold it."""
-        turned, head, layout = self._turnovers[user], self._after[user], self._model.layout
-        if stored is not None and rows is not None:
-            record, delta = stored
-            if delta is not None:
-                rows = np.concatenate([delta.rows, rows])
-            try:
-                made = changed(record, Delta.of(head, rows), layout)
-            except TableOverflowError:
-                pass  # perhaps on the way only: the sum of all decides
-            else:
-                data = pack(made, layout)
-                return data, first_delta(data, made.table, head)
-        gone = {event.id for event in turned.removed}
-        whole = [e for e in self._change.events(user) if e.id not in gone] + turned.added
-        return from_log(self._model, user, whole, head), None
+        turned, (_, head), layout = self._turnovers[user], self._heads[user], self._model.layout
+        if stored is None or rows is None:
+            gone = {event.id for event in turned.removed}
+            whole = [e for e in self._change.events(user) if e.id not in gone] + turned.added
+            return from_log(self._model, user, whole, head), None
+        record, delta = stored
+        if delta is not None:
+            rows = np.concatenate([delta.rows, rows])
+        try:
+            made = changed(record, Delta.of(head, rows), layout)
+        except TableOverflowError as error:
+            _log.warning("user %r has no table: %s", user, error)
+            return None, None
+        data = pack(made, layout)
+        return data, first_delta(data, made.table, head)
 
 
 def from_log(model: Model, user: User, events: Sequence[Event], head: Head) -> bytes | None:

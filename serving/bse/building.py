@@ -214,6 +214,7 @@ def retire(writer: Writer, keep_us: int, go_on: Callable[[], bool]) -> list[byte
             if not go_on():
                 return []
             writer.store.remove(fingerprint, users)
+        writer.store.drop(fingerprint)  # and whatever is no user's
         writer.plan(lambda plan, f=fingerprint: plan.with_model(f, None))  # type: ignore[misc]
         _log.info("tables of fingerprint %s are dropped", fingerprint.hex())
     return gone

@@ -50,7 +50,7 @@ def forget(store: TableStore, user: User) -> ForgottenOut | None:
         (head,) = change.heads([user])
         tables = [f for f in fingerprints if change.records(f, [user])[0] is not None]
         change.forget(user)
-        for fingerprint in tables:
+        for fingerprint in fingerprints:
             change.put_records(fingerprint, {user: None})
         if head is None and not tables:
             return None

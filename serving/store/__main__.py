@@ -7,12 +7,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 from hashtab.serving.store.arrow_file import read_records, write_records
 from hashtab.serving.store.delta import check
 from hashtab.serving.store.errors import StoreError
 from hashtab.serving.store.keys import User, check_fingerprint
+from hashtab.serving.store.log import Change
 from hashtab.serving.store.store import TableStore, open_store
 from hashtab.serving.store.writing import only_writer
 
@@ -78,10 +80,18 @@ def _verify(options: argparse.Namespace) -> int:
             records, found = _corrupt_users(store, fingerprint)
             read, corrupt = read + records, corrupt + len(found)
             if options.remove and found:
-                store.remove(fingerprint, found)
+                store.remove(fingerprint, [])  # its notes
+                store.change(found, partial(_remove, fingerprint, found))
         removed = ", removed: encode users again" if options.remove and corrupt else ""
         print(f"verified {read:,} records in {store.name}: {corrupt:,} corrupt{removed}")
     return 1 if corrupt else 0
+
+
+def _remove(fingerprint: bytes, users: list[User], change: Change) -> None:
+    for user, head in zip(users, change.heads(users), strict=True):
+        if head is not None:  # so that a service that is just about to write the user looks again
+            change.put_head(user, head)
+    change.put_records(fingerprint, dict.fromkeys(users))
 
 
 def _corrupt_users(store: TableStore, fingerprint: bytes) -> tuple[int, list[User]]:

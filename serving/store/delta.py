@@ -28,12 +28,15 @@ from hashtab.serving.store.record import (
 )
 
 DELTA_LIMIT = 16
-"""Rows of a delta: each costs its readers microseconds, and spares writers a share of a record."""
+"""Rows of a delta: each costs its readers microseconds, and spares writers a share of a record.
+
+A first delta promises room in the table for so many, so another number is another store format.
+"""
 
 _FEW = 4 * DELTA_LIMIT  # rows that are best added one after another
 _MAGIC = b"htud"
 _START = struct.Struct("<4sI")  # magic, CRC-32 of all that follows
-_REST = struct.Struct("<IQqQ")  # checksum of the record, then as in `Delta`
+_REST = struct.Struct("<IQq")  # checksum of the record, then as in `Delta`
 _HEADER_BYTES = _START.size + _REST.size
 _INT32 = np.iinfo(np.int32)
 
@@ -65,19 +68,18 @@ class Delta:
     Args:
         revision: of the record after them.
         watermark: of the record after them.
-        events: in the log after them.
-        rows: `[K]` of `row_type`, in any order; vectors stay below `COMPONENT_LIMIT`.
+        rows: `[K]` of `row_type` in the order of the changes; vectors stay below
+            `COMPONENT_LIMIT`.
     """
 
     revision: int
     watermark: int
-    events: int
     rows: NDArray[np.void]
 
     @classmethod
     def of(cls, head: Head, rows: NDArray[np.void]) -> Self:
         """Return the changes that bring a record to what the log says of its user."""
-        return cls(revision=head.revision, watermark=head.watermark, events=head.events, rows=rows)
+        return cls(revision=head.revision, watermark=head.watermark, rows=rows)
 
 
 def first_delta(record: bytes, table: NDArray[np.int32], head: Head) -> bytes | None:
@@ -93,18 +95,22 @@ def first_delta(record: bytes, table: NDArray[np.int32], head: Head) -> bytes | 
     return _packed(record_checksum(record), head, b"")
 
 
-def extended(delta: bytes, rows: NDArray[np.void], head: Head) -> bytes | None:
-    """Return a delta with more rows; None if it is full or cannot be read.
+def extended(delta: bytes, rows: NDArray[np.void], before: Head, after: Head) -> bytes | None:
+    """Return a delta with more rows; None if it is full, damaged or not that of the log before.
 
     Args:
         delta: packed.
         rows: `[K]` of `row_type`.
-        head: of the log after them.
+        before: what the log said of the user.
+        after: what it says with these rows.
     """
-    if len(delta) + rows.nbytes > _HEADER_BYTES + DELTA_LIMIT * rows.itemsize or not _whole(delta):
+    size = len(delta) - _HEADER_BYTES + rows.nbytes
+    if size > DELTA_LIMIT * rows.itemsize or size % rows.itemsize or not _whole(delta):
         return None
-    (record, *_) = _REST.unpack_from(delta, _START.size)
-    return _packed(record, head, delta[_HEADER_BYTES:] + rows.tobytes())
+    record, revision, _ = _REST.unpack_from(delta, _START.size)
+    if revision != before.revision:
+        return None
+    return _packed(record, after, delta[_HEADER_BYTES:] + rows.tobytes())
 
 
 def unpack(data: bytes, layout: RecordLayout) -> UserRecord:
@@ -183,7 +189,7 @@ def _changed(
 
 
 def _packed(record: int, head: Head, rows: bytes) -> bytes:
-    body = _REST.pack(record, head.revision, head.watermark, head.events) + rows
+    body = _REST.pack(record, head.revision, head.watermark) + rows
     return _START.pack(_MAGIC, isal_zlib.crc32(body)) + body
 
 
@@ -207,12 +213,12 @@ def _check(data: bytes, end: int) -> memoryview:
 
 def _read(data: bytes, end: int, layout: RecordLayout) -> Delta:
     delta = _check(data, end)
-    _, revision, watermark, events = _REST.unpack_from(delta, _START.size)
+    _, revision, watermark = _REST.unpack_from(delta, _START.size)
     kind, size = row_type(layout), len(delta) - _HEADER_BYTES
-    if size % kind.itemsize:
-        raise CorruptRecordError("a record's delta has half a row; remove both")
+    if size % kind.itemsize or size > DELTA_LIMIT * kind.itemsize:
+        raise CorruptRecordError("a record's delta has half a row or too many; remove both")
     rows = np.frombuffer(delta, kind, size // kind.itemsize, _HEADER_BYTES)
-    return Delta(revision=revision, watermark=watermark, events=events, rows=rows)
+    return Delta(revision=revision, watermark=watermark, rows=rows)
 
 
 def _added(
@@ -250,16 +256,25 @@ def _has_room(table: NDArray[np.int32], count: int) -> bool:
 def _recent(
     record: UserRecord, delta: Delta, layout: RecordLayout
 ) -> tuple[NDArray[np.int64], NDArray[np.uint64], dict[str, NDArray[Any]]]:
-    """Times, orders and features of the latest events, those that were and those that are new."""
+    """Times, orders and features of the latest events: of those that were, came and did not go.
+
+    What leaves a log is its earliest, so no event that the record does not hold can come to be
+    among them.
+    """
     if not layout.recent:
         return record.recent_times, record.events[:0], record.recent
-    new = delta.rows[delta.rows["in_log"] > 0]
-    times = np.concatenate([record.recent_times, new["time"]])
-    orders = np.concatenate([record.events, new["order"]])
-    last = np.lexsort((orders, times))
-    last = last[max(len(last) - min(layout.recent, delta.events), 0) :]
+    if len(record.events) != len(record.recent_times):
+        raise CorruptRecordError("a record that was not made from a log has a delta; remove both")
+    rows = delta.rows[delta.rows["in_log"] != 0]
+    times = np.concatenate([record.recent_times, rows["time"]])
+    orders = np.concatenate([record.events, rows["order"]])
+    there = np.concatenate([np.ones(len(record.events), np.bool_), rows["in_log"] > 0])
+    last = np.lexsort((orders, times))  # stable: of an event that came and went, the last word ends
+    same = (np.diff(times[last]) == 0) & (np.diff(orders[last]) == 0)
+    last = last[there[last] & np.append(~same, True)]
+    last = last[max(len(last) - layout.recent, 0) :]
     recent = {
-        name: np.concatenate([record.recent[name], new[f"recent.{name}"]])[last]
+        name: np.concatenate([record.recent[name], rows[f"recent.{name}"]])[last]
         for name, _ in layout.features
     }
     return times[last], orders[last], recent

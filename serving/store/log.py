@@ -98,7 +98,7 @@ class LogReader(ABC):
         return with_deltas(self._read, [user_key(fingerprint, user) for user in users])
 
     def deltas(self, fingerprint: bytes, users: Sequence[User]) -> list[bytes | None]:
-        """Deltas of users alone, in their order; who has one has a record."""
+        """Deltas of users alone, in their order."""
         return self._read([delta_key(user_key(fingerprint, user)) for user in users])
 
     @abstractmethod

@@ -101,7 +101,7 @@ class UserRecord:
     """What is stored of one user. Two are equal if their `pack`ed bytes are.
 
     Args:
-        revision: writes of this record.
+        revision: changes of the user; where a log is kept, that of the user's head.
         watermark: microseconds since 1970 UTC; every event strictly before it is in the record
             or was reported late.
         behaviours: in the table now.

@@ -28,7 +28,8 @@ class RedisStore(TableStore):
 
     One command or transaction writes all of a put, so none of it is seen before the rest. Whether
     it outlives the server is the server's setting: `appendonly yes` with `appendfsync always` loses
-    nothing. A server that evicts keys makes users unknown until they are encoded again.
+    nothing. A server that evicts keys makes users unknown, or their tables lack the latest events
+    until the BSE service writes the user again.
     """
 
     def __init__(self, url: str, *, readonly: bool = False) -> None:

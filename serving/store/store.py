@@ -13,6 +13,7 @@ from typing import Self, TypeVar
 from hashtab.serving.store.errors import StoreError
 from hashtab.serving.store.events import Event
 from hashtab.serving.store.keys import (
+    DELTA_TAGS,
     FINGERPRINT_BYTES,
     FORMAT_KEY,
     INT_TAG,
@@ -31,7 +32,10 @@ from hashtab.serving.store.plan import HEARTBEAT, PLAN, KeptModel, Plan
 
 STORE_FORMAT = b"2"
 PAGE = 512
-"""Keys that one step of a long walk or of a drop takes: with 64 kB records, 32 MB."""
+"""Keys that one step of a long walk or of a drop takes: with 64 kB records, 32 MB.
+
+Even, so that a record is read together with its delta.
+"""
 
 Result = TypeVar("Result")
 AnyUser = TypeVar("AnyUser", bound=User)  # keys of a mapping are invariant
@@ -83,7 +87,8 @@ class TableStore(ABC):
         Raises:
             StoreError: if the store cannot be written or a user or name cannot be a key.
         """
-        values = {user_key(fingerprint, user): record for user, record in records.items()}
+        keyed = {user_key(fingerprint, user): record for user, record in records.items()}
+        values = keyed | dict.fromkeys(map(delta_key, keyed))
         values |= {note_key(fingerprint, name): note for name, note in (notes or {}).items()}
         self._check_writable()
         if values:
@@ -145,7 +150,11 @@ class TableStore(ABC):
         self._check_writable()
         # First, since a note may say that the records are complete.
         self._delete(self._note_keys(fingerprint))
-        return sum(self._delete_records(page) for page in self._user_pages(fingerprint))
+        there = sum(self._delete_records(page) for page in self._user_pages(fingerprint))
+        for tag in DELTA_TAGS.values():  # of records that another program has deleted
+            for page in self._pages(check_fingerprint(fingerprint) + tag):
+                self._delete(page)
+        return there
 
     def events(self, user: User, last: int | None = None) -> list[Event]:
         """Events of a user in the log, in order of time; the last so many, or all.

@@ -2,7 +2,9 @@
 
 import itertools
 import random
+from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,11 +21,14 @@ from hashtab.serving.store import (
     Plan,
     StoreError,
     TableStore,
+    User,
     unpack,
 )
 from hashtab.serving.store.delta import DELTA_LIMIT
-from hashtab.serving.store.record import unpack_record
+from hashtab.serving.store.keys import delta_key, user_key
+from hashtab.serving.store.record import open_record, unpack_record
 from tests.serving.bse.conftest import events_of, written_whole
+from tests.serving.bse.made_up import EVERY_KIND
 
 NOW = 1_000
 users = itertools.count()
@@ -110,6 +115,104 @@ def test_what_expires_leaves_log_and_table_as_if_it_had_never_been(
     late = [event for event in events if event.time < NOW - window]
     assert set(deliver(store, model, plan, late)) <= {Outcome.LATE}
     check_rebuilt(store, model, plan, events)
+
+
+@pytest.mark.parametrize(
+    "plans",
+    [
+        [Plan(window_us=25)],
+        [Plan(count=9)],
+        [Plan(count=9, window_us=15)],
+        [Plan()],
+        [Plan(window_us=25), Plan(window_us=15), Plan(count=5), Plan()],
+    ],
+)
+@given(seed=st.integers(0, 2**32))
+@ways
+def test_clocks_that_go_back_and_plans_that_change_give_the_bits_of_a_rebuild(
+    plans: list[Plan], seed: int, store: TableStore
+) -> None:
+    chance, user, now = random.Random(seed), next(users), NOW
+    models = {model.fingerprint: model for model in EVERY_KIND}
+    kept = {f.hex(): KeptModel(bundle="", digest="", state="live", since=0) for f in models}
+    for _ in range(30):
+        plan = replace(chance.choice(plans), models=kept)
+        now += chance.randint(0, 6)
+        at = now - chance.randint(0, 5)  # another writer's clock
+        if chance.random() < 0.25:
+            store.change([user], partial(expire, users=[user], models=models, plan=plan, now=at))
+            continue
+        events = [
+            # Several of one moment; some ids come again after their event has gone.
+            Event(
+                user=user,
+                id=str(chance.randint(0, 60)),
+                time=(now - chance.randint(-2, 30)) // 4 * 4,
+                item=chance.randint(0, 25),
+            )
+            for _ in range(chance.choice([1, 1, 2, 3, 20]))
+        ]
+        store.change([user], partial(apply, events=events, models=models, plan=plan, now=at))
+        check_log(store, models.values(), user)
+
+
+def check_log(store: TableStore, models: Iterable[Model], user: User) -> None:
+    """The records of a user are those of a rebuild from the log."""
+    with store.reading() as log:
+        (head,), events = log.heads([user]), log.events(user)
+        assert head is not None
+        assert head.events == len(events)
+        for model in models:
+            (stored,) = log.records(model.fingerprint, [user])
+            assert written_whole(stored, model) == from_log(model, user, events, head)
+
+
+def test_an_event_is_written_beside_the_record_and_the_record_seldom(store: TableStore) -> None:
+    (model, *_), user = [m for m in EVERY_KIND if m.limit is None and m.layout.recent], next(users)
+    plan, bases = plan_of(model), []
+    for event in events_of(user, 8 * DELTA_LIMIT, 0):
+        deliver(store, model, plan, [event])
+        (stored,) = store.get(model.fingerprint, [user])
+        assert stored is not None
+        bases.append(stored[: open_record(stored, model.fingerprint).size])
+    assert len(set(bases)) <= 9
+    assert len({len(base) for base in bases}) > 1
+
+
+def test_of_users_whose_events_come_together_few_are_written_whole_at_once(
+    store: TableStore,
+) -> None:
+    (model, *_), some = [m for m in EVERY_KIND if m.limit is None and m.layout.recent], range(64)
+    group = [next(users) for _ in some]
+    plan, before = plan_of(model), [b""] * len(group)
+    for number in range(2 * DELTA_LIMIT):
+        deliver(store, model, plan, [Event(user=u, id=str(number), time=9, item=1) for u in group])
+        found = [data or b"" for data in store.get(model.fingerprint, group)]
+        now = [data[: open_record(data, model.fingerprint).size] for data in found]
+        rewritten = sum(base != was for base, was in zip(now, before, strict=True))
+        assert number == 0 or rewritten <= len(group) / 4
+        before = now
+
+
+@pytest.mark.parametrize("lost", ["delta", "record"])
+def test_what_a_store_has_lost_of_a_user_is_built_again_at_the_next_event(
+    lost: str, store: TableStore
+) -> None:
+    model, user = EVERY_KIND[0], next(users)
+    plan, events = plan_of(model), events_of(user, 40, 0)
+    while True:  # until there is a delta that the next event would be added to
+        deliver(store, model, plan, [events.pop()])
+        with store.reading() as log:
+            (delta,) = log.deltas(model.fingerprint, [user])
+        if delta is not None and len(delta) > 100:
+            break
+    key = user_key(model.fingerprint, user)
+    store._delete([delta_key(key) if lost == "delta" else key])
+    for event in events[:DELTA_LIMIT]:
+        deliver(store, model, plan, [event])
+        if lost == "delta":
+            check_log(store, [model], user)
+    check_log(store, [model], user)
 
 
 def test_a_duplicate_is_one_by_its_id_whatever_else_it_says(

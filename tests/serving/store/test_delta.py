@@ -1,5 +1,7 @@
 """A record and its delta are read as the record that was written at once, or not at all."""
 
+import struct
+import zlib
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +29,7 @@ from hashtab.serving.store import (
     unpack,
 )
 from hashtab.serving.store.delta import DELTA_LIMIT
+from hashtab.serving.store.record import record_checksum
 from tests.serving.store.records import FINGERPRINT, LAYOUT, numbered
 
 few = settings(max_examples=60, deadline=None, derandomize=True)
@@ -50,14 +53,14 @@ def rows_of(
     return rows
 
 
-def head(revision: int, events: int) -> Head:
-    return Head(events=events, watermark=3, revision=revision)
+def head(revision: int) -> Head:
+    return Head(watermark=3, revision=revision)
 
 
 def start(rng: np.random.Generator, events: int) -> UserRecord:
     """A record of some events, and of many behaviours that are in no log any more."""
     empty = replace(UserRecord.empty(LAYOUT), behaviours=1000)
-    return changed(empty, Delta.of(head(1, events), rows_of(events, rng)), LAYOUT)
+    return changed(empty, Delta.of(head(1), rows_of(events, rng)), LAYOUT)
 
 
 @few
@@ -66,13 +69,13 @@ def test_what_is_read_is_what_was_written_at_once(before: int, cuts: list[int], 
     rng = np.random.default_rng(seed)
     record = start(rng, before)
     data = pack(record, LAYOUT)
-    delta = first_delta(data, record.table, head(1, before))
+    delta = first_delta(data, record.table, head(1))
     added: list[np.ndarray[Any, Any]] = [rows_of(0, rng)]
     for number, count in enumerate(cuts):
         rows = rows_of(count, rng)
-        last = head(number + 2, before + sum(map(len, added)) + count)
+        last = head(number + 2)
         assert delta is not None
-        longer = extended(delta, rows, last)
+        longer = extended(delta, rows, head(number + 1), last)
         if sum(map(len, added)) + count > DELTA_LIMIT:
             assert longer is None
             break
@@ -93,7 +96,7 @@ def test_the_table_gains_the_sums_of_the_definition(count: int, seed: int) -> No
     record, rows = start(rng, 5), rows_of(count, rng)
     signed = rows["vector"] * rows["in_table"][:, None].astype(np.int32)
     expected = record.table + sum_by_bucket(rows["codes"], signed, LAYOUT.buckets)
-    found = changed(record, Delta.of(head(2, 5 + count), rows), LAYOUT)
+    found = changed(record, Delta.of(head(2), rows), LAYOUT)
     np.testing.assert_array_equal(found.table, expected)
     assert found.behaviours == record.behaviours + int(rows["in_table"].sum(dtype=int))
 
@@ -104,9 +107,7 @@ def test_what_comes_and_goes_again_leaves_nothing() -> None:
     rows["in_table"] = 1
     back = rows.copy()
     back["in_table"] = back["in_log"] = -1
-    # What leaves a log is earlier than what stays in it.
-    rows["time"] = back["time"] = -1
-    both = Delta.of(head(1, 5), np.concatenate([rows, back]))
+    both = Delta.of(head(1), np.concatenate([rows, back]))
     assert pack(changed(record, both, LAYOUT), LAYOUT) == pack(record, LAYOUT)
 
 
@@ -115,9 +116,9 @@ def test_a_table_that_as_many_rows_could_overflow_has_no_delta() -> None:
     room = 2**31 - 1 - DELTA_LIMIT * COMPONENT_LIMIT
     for sign in (1, -1):
         record.table[0, 0, 0] = sign * room
-        assert first_delta(pack(record, LAYOUT), record.table, head(1, 1)) is not None
+        assert first_delta(pack(record, LAYOUT), record.table, head(1)) is not None
         record.table[0, 0, 0] = sign * (room + 1)
-        assert first_delta(pack(record, LAYOUT), record.table, head(1, 1)) is None
+        assert first_delta(pack(record, LAYOUT), record.table, head(1)) is None
 
 
 @pytest.mark.parametrize("count", [1, DELTA_LIMIT + 1])
@@ -127,34 +128,66 @@ def test_a_sum_that_leaves_int32_is_refused_and_one_that_comes_back_is_not(count
     rows["in_table"] = np.repeat([1, -1], count)
     record = UserRecord.empty(LAYOUT)
     record.table[:, 0] = 2**31 - 1
-    back = changed(record, Delta.of(head(2, 9), rows), LAYOUT)
+    back = changed(record, Delta.of(head(2), rows), LAYOUT)
     np.testing.assert_array_equal(back.table, record.table)
     with pytest.raises(TableOverflowError, match="would become"):
-        changed(record, Delta.of(head(2, 9), rows[: count + count // 2]), LAYOUT)
+        changed(record, Delta.of(head(2), rows[: count + count // 2]), LAYOUT)
 
 
 def test_every_flipped_bit_and_every_cut_of_a_delta_is_seen() -> None:
     layout = replace(LAYOUT, size=1)
     data = numbered(1, size=1)
-    delta = first_delta(data, np.zeros(layout.shape, np.int32), head(1, 0))
+    delta = first_delta(data, np.zeros(layout.shape, np.int32), head(1))
     assert delta is not None
-    delta = extended(delta, rows_of(1, np.random.default_rng(0), layout), head(2, 1))
+    delta = extended(delta, rows_of(1, np.random.default_rng(0), layout), head(1), head(2))
     assert delta is not None
+    none = rows_of(0, np.random.default_rng(0), layout)
+    assert extended(delta, none, head(2), head(3)) is not None
     for bit in range(8 * len(delta)):
         bad = bytearray(delta)
         bad[bit // 8] ^= 1 << bit % 8
         with pytest.raises(CorruptRecordError):
             check(data + bytes(bad), FINGERPRINT)
-        assert (
-            extended(bytes(bad), rows_of(0, np.random.default_rng(0), layout), head(2, 1)) is None
-        )
+        assert extended(bytes(bad), none, head(2), head(3)) is None
     for end in range(1, len(delta)):
         with pytest.raises(CorruptRecordError):
             unpack(data + delta[:end], layout)
 
 
+def test_an_event_that_comes_again_counts_as_it_came_last() -> None:
+    rows = rows_of(3, np.random.default_rng(0))
+    rows["time"], rows["order"], rows["in_log"] = 7, 11, [1, -1, 1]
+    rows["recent.item"] = [1, 1, 2]
+    found = changed(UserRecord.empty(LAYOUT), Delta.of(head(2), rows), LAYOUT)
+    assert found.recent["item"].tolist() == [2]
+    assert changed(found, Delta.of(head(3), rows[1:2]), LAYOUT).recent["item"].tolist() == []
+
+
+@pytest.mark.parametrize("size", [7, (DELTA_LIMIT + 1) * row_type(LAYOUT).itemsize])
+def test_half_a_row_and_too_many_are_refused(size: int) -> None:
+    data = numbered(1)
+    body = struct.pack("<IQq", record_checksum(data), 1, 3) + bytes(size)
+    sealed = struct.pack("<4sI", b"htud", zlib.crc32(body)) + body
+    with pytest.raises(CorruptRecordError, match="half a row or too many"):
+        unpack(data + sealed, LAYOUT)
+    assert extended(sealed, rows_of(0, np.random.default_rng(0)), head(1), head(2)) is None
+
+
+def test_a_delta_of_another_moment_of_the_log_is_not_extended() -> None:
+    delta = first_delta(numbered(1), np.zeros(LAYOUT.shape, np.int32), head(1))
+    assert delta is not None
+    assert extended(delta, rows_of(1, np.random.default_rng(0)), head(2), head(3)) is None
+
+
+def test_a_record_that_no_log_orders_has_no_delta() -> None:
+    record = start(np.random.default_rng(0), 5)
+    record = replace(record, events=record.events[:0])
+    with pytest.raises(CorruptRecordError, match="not made from a log"):
+        changed(record, Delta.of(head(2), rows_of(1, np.random.default_rng(0))), LAYOUT)
+
+
 def test_the_delta_of_another_record_is_seen() -> None:
-    delta = first_delta(numbered(1), np.zeros(LAYOUT.shape, np.int32), head(1, 0))
+    delta = first_delta(numbered(1), np.zeros(LAYOUT.shape, np.int32), head(1))
     assert delta is not None
     unpack(numbered(1) + delta, LAYOUT)
     with pytest.raises(CorruptRecordError, match="delta belongs to another record"):
@@ -184,5 +217,11 @@ def test_a_store_gives_deltas_after_records_and_counts_and_deletes_them_with_the
     assert store.get(FINGERPRINT, [1, "a"]) == [b"new", None]
     store.change([], write)
     assert store.remove(FINGERPRINT, [1, 4]) == 1
-    assert store.drop(FINGERPRINT) == 2
+    store.put(FINGERPRINT, {"a": b"put"})
+    assert store.get(FINGERPRINT, [1, "a"]) == [None, b"put"]
+    store.change([], lambda change: change.put_deltas(FINGERPRINT, {1: b"+1", "a": b"+2"}))
+    store.put(FINGERPRINT, {"a": None})
+    with store.reading() as log:
+        assert log.deltas(FINGERPRINT, [1, "a"]) == [b"+1", None]
+    assert store.drop(FINGERPRINT) == 1  # and the delta of no record with it
     assert FINGERPRINT not in store.fingerprints()
