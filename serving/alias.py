@@ -11,6 +11,7 @@ import msgspec
 
 _RESTART_S = 1.0, 60.0  # first and longest wait before a follower that ended is started again
 _END_S = 5.0
+_LONGEST_LINE = 1 << 24  # bytes
 
 
 class Told(msgspec.Struct, frozen=True):
@@ -57,7 +58,9 @@ async def follow_alias(bundle: str, tracking_uri: str) -> AsyncGenerator[Told, N
 async def _follower(bundle: str, tracking_uri: str) -> AsyncIterator[Process]:
     command = [sys.executable, "-m", "hashtab.pipelines.follow", "--bundle", bundle]
     command += ["--tracking_uri", tracking_uri, "--parent", str(os.getpid())]
-    process = await asyncio.create_subprocess_exec(*command, stdin=DEVNULL, stdout=PIPE)
+    process = await asyncio.create_subprocess_exec(
+        *command, stdin=DEVNULL, stdout=PIPE, limit=_LONGEST_LINE
+    )
     try:
         yield process
     finally:

@@ -231,6 +231,6 @@ def _read_plain(folder: Path) -> dict[str, Any]:
             raise BundleFormatError(
                 f"{path} has format {plain.get('format')!r}, this version reads {FORMAT}; {_AGAIN}"
             )
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+    except (ValueError, RecursionError, AttributeError) as error:
         raise BundleError(f"{path} is no manifest of a bundle ({error}); {_AGAIN}") from error
     return plain

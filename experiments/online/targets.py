@@ -45,7 +45,7 @@ def scorer_targets(bundle: Bundle, user: User) -> list[Target]:
     counts = {"count": _COUNTS, "candidates": [*_COUNTS, "1000000"], "allow": lists[1:]}
     item = {"item": [*_NOT_ONE]}
     retrieval = {"count": 5, "candidates": 50, "exclude_seen": True, "allow": body["items"]}
-    shared: dict[str, Any] = {"strict": True, "headers": {}}
+    shared: dict[str, Any] = {"strict": True, "headers": WITH_TOKEN}
     return [
         Target(
             path="/v1/score",

@@ -63,6 +63,15 @@ class Admission:
         self.busy = False
         self._queue: deque[asyncio.Future[None]] = deque()
 
+    def check_room(self) -> None:
+        """Refuse a call that could not wait.
+
+        Raises:
+            TooBusyError: if too many wait already.
+        """
+        if self.busy and self.waiting >= self.max_waiting:
+            raise TooBusyError
+
     async def take_turn(self, deadline: float) -> None:
         """Wait until it is this call's turn; whoever returns from here must call `leave`.
 
@@ -78,8 +87,7 @@ class Admission:
         if not self.busy:
             self.busy = True
             return
-        if self.waiting >= self.max_waiting:
-            raise TooBusyError
+        self.check_room()
         loop = asyncio.get_running_loop()
         turn: asyncio.Future[None] = loop.create_future()
         timer = loop.call_later(deadline - time.monotonic(), self._expire, turn)

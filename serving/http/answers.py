@@ -57,7 +57,8 @@ def answer_of_error(error: HttpError, request_id: str | None) -> Answer:
     headers = dict(error.headers)
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
-    body = ErrorBody(error=error.message, field=error.field, request_id=request_id)
+    message = error.message.encode(errors="replace").decode()
+    body = ErrorBody(error=message, field=error.field, request_id=request_id)
     return answer_of(Reply(body, error.status, headers))
 
 

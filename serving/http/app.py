@@ -48,9 +48,9 @@ class App:
         self.in_flight = 0
         self._guard = Guard(settings.token)
         common = Common(self.lifecycle, self.publish)
-        own = [Route(endpoint) for endpoint in service.endpoints()]
-        self.routes = [*own, *(Route(e, always=True) for e in common.endpoints())]
+        self.routes = [Route(e) for e in (*service.endpoints(), *common.endpoints())]
         common.openapi = describe(service.name, [route.endpoint for route in self.routes], settings)
+        self._words = {word for r in self.routes for word in r.endpoint.path.split("/")}
         self._find = Routes(self.routes).find
         self._nowhere = Measures("none")
 
@@ -110,7 +110,7 @@ class App:
         began: float,
     ) -> Reply:
         endpoint = route.endpoint
-        if not (self.lifecycle.started or route.always):
+        if not (self.lifecycle.started or endpoint.always):
             raise HttpError(503, "the service is starting", retry_after_s=1)
         if endpoint.protected:
             self._guard.check(headers)
@@ -120,6 +120,8 @@ class App:
             if route.decoder is not None:
                 check_json(headers.get(b"content-type"))
             body = await read_body(receive, headers, self.settings.max_body_bytes)
+            if endpoint.work:
+                self.admission.check_room()  # before the work of decoding
             if route.decoder is not None:
                 body = decode_json(route.decoder, body)
         call = Call(
@@ -147,8 +149,8 @@ class App:
         measures.count(status)
         if status not in (429, 503, _CLIENT_GONE):
             measures.observe(seconds)
-        # The template rather than the path: ids of users stay out of the log.
-        path = scope["path"][:200] if route is None else route.endpoint.path
+        # The template, or of a path that has none the known words: no user's id gets into the log.
+        path = self._known_words(scope["path"]) if route is None else route.endpoint.path
         STDERR.add(
             RequestLine(
                 time=datetime.now(UTC),
@@ -162,6 +164,9 @@ class App:
                 trace_id=trace.trace_id,
             )
         )
+
+    def _known_words(self, path: str) -> str:
+        return "/".join(word if word in self._words else "-" for word in path.split("/"))[:200]
 
 
 def build_app(service: Service, settings: ServerSettings) -> App:

@@ -38,6 +38,7 @@ class Common:
                 handle=self._live,
                 replies=dict[str, bool],
                 summary="Whether the process answers at all",
+                always=True,
             ),
             Endpoint(
                 method="GET",
@@ -45,6 +46,7 @@ class Common:
                 handle=self._ready,
                 replies=Ready,
                 summary="Whether requests should be sent here; 503 with the reason if not",
+                always=True,
             ),
             Endpoint(
                 method="GET",
@@ -52,12 +54,14 @@ class Common:
                 handle=self._metrics,
                 replies=bytes,
                 summary="Metrics for Prometheus",
+                always=True,
             ),
             Endpoint(
                 method="GET",
                 path="/openapi.json",
                 handle=self._openapi,
                 summary="This description",
+                always=True,
             ),
         ]
 

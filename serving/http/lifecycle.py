@@ -12,29 +12,37 @@ class Lifecycle:
         service: not started yet.
 
     Attributes:
+        service: itself.
         started: whether it has started.
-        draining: whether clients should go elsewhere; requests that come are still answered.
     """
 
     def __init__(self, service: Service) -> None:
-        self._service = service
+        self.service = service
         self.started = False
-        self.draining = False
 
     async def start(self) -> None:
         """Start the service."""
-        await self._service.start()
+        await self.service.start()
         self.started = True
 
     async def stop(self) -> None:
         """Stop the service."""
-        await self._service.stop()
+        await self.service.stop()
+
+    @property
+    def draining(self) -> bool:
+        """Whether clients should go elsewhere; requests that come are still answered."""
+        return self.service.draining
+
+    @draining.setter
+    def draining(self, draining: bool) -> None:
+        self.service.draining = draining
 
     def not_ready(self) -> str | None:
         """Say why no requests should be sent here now; None if they should."""
         if self.draining:
             return "draining"
-        return self._service.not_ready() if self.started else "starting"
+        return self.service.not_ready() if self.started else "starting"
 
 
 async def run_lifespan(lifecycle: Lifecycle, receive: Receive, send: Send) -> None:

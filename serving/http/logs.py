@@ -102,7 +102,10 @@ class JsonHandler(logging.Handler):
         }
         if record.exc_info:
             line["traceback"] = "".join(traceback.format_exception(*record.exc_info))
-        STDERR.write(line)
+        try:
+            STDERR.write(line)
+        except Exception:  # a log that cannot be written must not stop who writes it
+            self.handleError(record)
 
 
 def log_as_json() -> None:

@@ -120,7 +120,7 @@ def _statuses(endpoint: Endpoint) -> set[int]:
         if endpoint.body is not bytes:
             statuses.add(415)
     if endpoint.protected:
-        statuses.add(401)
+        statuses |= {401, 403}
     if endpoint.work:
         statuses.add(429)
     return statuses

@@ -22,12 +22,10 @@ class Route:
 
     Args:
         endpoint: of a service, or a common one.
-        always: whether it answers before the service has started.
     """
 
-    def __init__(self, endpoint: Endpoint, *, always: bool = False) -> None:
+    def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
-        self.always = always
         self.reads_json = endpoint.body is not None and endpoint.body is not bytes
         self.decoder: msgspec.json.Decoder[Any] | None = (
             msgspec.json.Decoder(endpoint.body) if self.reads_json else None

@@ -116,6 +116,7 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await self._stop_listening()
         await self._wait_for_last_requests()
+        self._door.publish()
         waited = time.monotonic() - (self._drain_at or 0.0)
         left = max(0.0, self._app.settings.drain_s - waited)
         self.config.timeout_graceful_shutdown = left  # type: ignore[assignment]  # no need of int

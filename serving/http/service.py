@@ -90,6 +90,7 @@ class Endpoint:
         errors: statuses beyond the common ones that `handle` answers with, for `/openapi.json`.
         summary: one line for `/openapi.json`.
         protected: needs the bearer token where the settings have one.
+        always: whether it answers before the service has started.
         work: takes the processor: one such call at a time in a process, in the order of arrival,
             refused early when too many wait or its deadline has passed. Others run side by side.
     """
@@ -102,6 +103,7 @@ class Endpoint:
     replies: Any = None
     errors: Sequence[int] = field(default=())
     protected: bool = False
+    always: bool = False
     work: bool = False
 
 
@@ -110,9 +112,11 @@ class Service(ABC):
 
     Attributes:
         name: of the service, in logs and in `/openapi.json`.
+        draining: whether clients should go elsewhere; set by the server.
     """
 
     name: str
+    draining = False
 
     @abstractmethod
     def endpoints(self) -> Sequence[Endpoint]:

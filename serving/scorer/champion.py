@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from hashtab.features.storage import Array
 from hashtab.serving.bundle import Bundle, Float32
-from hashtab.serving.items import ItemIndex
+from hashtab.serving.items import Item, ItemIndex
 from hashtab.serving.retrieval import RetrievalError, RetrievalIndex
 from hashtab.serving.scorer.context import ContextEncoder
 from hashtab.serving.scorer.counters import CounterReader
@@ -83,6 +83,10 @@ class Served:
         rows = np.full(2, -1)
         served.score(served.empty, rows, served.context.encode({}, None, len(rows)).columns)
         return served
+
+    def item(self, row: int, asked: Item) -> Item:
+        """Return an item as the catalogue names it, or as it was asked for where it is unknown."""
+        return asked if row < 0 else self.catalogue.items[row]
 
     def score(
         self, record: UserRecord, rows: NDArray[np.int64], context: dict[str, Array]

@@ -1,6 +1,5 @@
 """`POST /v1/explain`: which past behaviours a score rests on, and what it would be without any."""
 
-import asyncio
 from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Literal
@@ -144,7 +143,7 @@ def endpoints(service: "ScorerService") -> list[Endpoint]:
         if user is None or not served.layout.groups or not history.record.behaviours:
             return []
         # The table holds the latest behaviours, as many as it says.
-        return await asyncio.to_thread(events_of, service.tables, user, history.record.behaviours)
+        return await events_of(service.tables, user, history.record.behaviours)
 
     async def explain(call: Call) -> Reply:
         asked: ExplainRequest = call.body
@@ -165,7 +164,7 @@ def endpoints(service: "ScorerService") -> list[Endpoint]:
                 score=float(served.score(history.record, rows, context.columns)[0]),
                 score_without_history=float(served.score(served.empty, rows, context.columns)[0]),
                 known_item=bool(rows[0] >= 0),
-                name=service.names.get(str(asked.item)),
+                name=service.names.get(str(served.item(int(rows[0]), asked.item))),
                 behaviours=behaviours[:_SHOWN],
                 groups=served.layout.groups,
                 explained=share,

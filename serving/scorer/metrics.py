@@ -26,11 +26,14 @@ READ_SECONDS = Histogram(
 )
 STALENESS = Gauge(
     "hashtab_scorer_table_staleness_seconds",
-    "Seconds since all accepted events were in the tables, as the service that keeps them says.",
+    "Seconds since all accepted events were in the tables, as the service that keeps them said "
+    "last; NaN where none does.",
     multiprocess_mode="livemax",
 )
 STORE_UP = Gauge(
-    "hashtab_scorer_store_up", "Whether the store answers.", multiprocess_mode="livemin"
+    "hashtab_scorer_store_up",
+    "Whether the store answers; NaN without one.",
+    multiprocess_mode="livemin",
 )
 MODEL = Gauge(
     "hashtab_scorer_model",
@@ -46,6 +49,6 @@ SWAP_FAILURES = Counter(
 )
 REGISTRY_UP = Gauge(
     "hashtab_scorer_registry_up",
-    "Whether the registry's alias can be followed.",
+    "Whether the registry's alias can be followed; NaN where a folder is.",
     multiprocess_mode="livemax",
 )

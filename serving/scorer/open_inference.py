@@ -94,7 +94,14 @@ def endpoints(service: "ScorerService") -> list[Endpoint]:
     infers = ("/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer")
     return [
         *(
-            Endpoint(method="GET", path=path, handle=handle, summary=summary, errors=(400, 404))
+            Endpoint(
+                method="GET",
+                path=path,
+                handle=handle,
+                summary=summary,
+                errors=(400, 404),
+                always=path == "/v2/health/live",
+            )
             for path, (handle, summary) in gets.items()
         ),
         *(
@@ -124,7 +131,7 @@ class _Protocol:
         return Reply({"live": True})
 
     async def ready(self, _: Call) -> Reply:
-        reason = self._service.not_ready()
+        reason = "draining" if self._service.draining else self._service.not_ready()
         if reason is not None:
             raise HttpError(503, reason, retry_after_s=1)
         return Reply({"ready": True})
@@ -182,7 +189,9 @@ class _Protocol:
     def _infer(self, call: Call, served: Served) -> Reply:
         if call.header("content-encoding") not in (None, "identity"):
             raise HttpError(415, "compressed bodies are not read", "content-encoding")
-        request, values = parse(call.body, call.header(HEADER_LENGTH))
+        request, values = parse(
+            call.body, call.header(HEADER_LENGTH), self._service.settings.max_candidates
+        )
         binary = _binary(request)
         _check_inputs(request, served)
         try:

@@ -1,6 +1,5 @@
 """`POST /v1/recommend`: from a user to ranked items, retrieved from all and scored, in one call."""
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -31,6 +30,9 @@ if TYPE_CHECKING:
 Int64 = NDArray[np.int64]
 
 
+_ALLOWED = 50_000  # items of one request, each of which costs microseconds
+
+
 class RecommendRequest(msgspec.Struct, forbid_unknown_fields=True):
     """A user to recommend items to.
 
@@ -49,7 +51,9 @@ class RecommendRequest(msgspec.Struct, forbid_unknown_fields=True):
     count: Annotated[int, msgspec.Meta(ge=1)] = 20
     candidates: Annotated[int, msgspec.Meta(ge=1)] = 500
     exclude_seen: bool = True
-    allow: list[int | float | str | None] | None = None
+    allow: Annotated[list[int | float | str | None], msgspec.Meta(max_length=_ALLOWED)] | None = (
+        None
+    )
     context: dict[str, Value] = {}
     time: datetime | int | None = None
 
@@ -152,7 +156,7 @@ async def seen_by(
         return None
     rows = seen_rows(served.bundle, history.record)
     if rows is None:
-        events = await asyncio.to_thread(events_of, service.tables, user)
+        events = await events_of(service.tables, user)
         rows = Model(served.bundle, served.items).rows(events or [])
         rows = np.unique(rows[rows >= 0])
     return rows
@@ -239,6 +243,7 @@ def endpoints(service: "ScorerService") -> list[Endpoint]:
             replies=RecommendReply,
             errors=(409,),
             summary="Recommend items to a user, out of all or of those allowed.",
+            protected=True,  # what is left out tells what the user has met
             work=True,
         )
     ]

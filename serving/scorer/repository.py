@@ -1,6 +1,7 @@
 """Which models there are and which one is served: Triton's repository, and a view of one's own."""
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,9 @@ from hashtab.serving.scorer.swapping import Waiting
 
 if TYPE_CHECKING:
     from hashtab.serving.scorer.service import ScorerService
+
+
+_PATH = re.compile(r"[^\0\ud800-\udfff]+", re.DOTALL)  # which no file system has
 
 
 class ModelsReply(msgspec.Struct):
@@ -152,6 +156,6 @@ def _folder(body: bytes) -> Path | None:
         named = (asked if config is None else json.loads(config)).get("bundle")
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise HttpError(400, 'the body must be JSON as {"bundle": folder}', "body") from error
-    if named is not None and not (isinstance(named, str) and named and "\0" not in named):
+    if named is not None and not (isinstance(named, str) and _PATH.fullmatch(named)):
         raise HttpError(400, "bundle must be the path of a folder", "bundle")
     return None if named is None else Path(named)

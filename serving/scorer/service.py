@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from hashtab.serving.http import Endpoint, HttpError, Service
 from hashtab.serving.scorer import (
@@ -24,6 +25,7 @@ from hashtab.serving.scorer.swapping import Swapper
 from hashtab.serving.scorer.tables import Tables
 
 _LOG = logging.getLogger(__name__)
+_AGAIN_S = 2.0
 _MODULES = (score, recommend, explain, user_view, open_inference, repository)
 
 
@@ -79,11 +81,11 @@ class ScorerService(Service):
         else:
             _LOG.warning("no store of tables was named (--store); all histories are empty")
         self._tasks = [
-            asyncio.create_task(work)
+            asyncio.create_task(_go_on(work))
             for work in (
-                self.tables.watch(lambda: self.served),
-                self.swapper.follow(),
-                follow(self.settings, self.state),
+                lambda: self.tables.watch(lambda: self.served),
+                self.swapper.follow,
+                lambda: follow(self.settings, self.state),
             )
         ]
 
@@ -106,4 +108,18 @@ class ScorerService(Service):
         return f"no model is served yet: {reason or 'it is being loaded'}"
 
     def _use(self, served: Served) -> None:
+        if self.served is None:
+            # What the first model has loaded lives long: collections need not visit it.
+            gc.collect()
+            gc.freeze()
         self.served = served
+
+
+async def _go_on(work: Callable[[], Awaitable[None]]) -> None:
+    """Do work that ends only when it is cancelled, whatever it meets on the way."""
+    while True:
+        try:
+            await work()
+        except Exception:
+            _LOG.exception("what looks after model or tables failed; it is begun again")
+        await asyncio.sleep(_AGAIN_S)

@@ -79,9 +79,13 @@ class Swapper:
             desired = self._state.desired()
             if desired != tried:
                 tried, wait_s, again_s = desired, _RETRY_S[0], 0.0
+            if desired == self._used:
+                self.waiting = None
             if desired not in (None, self._used) and time.monotonic() >= again_s:
                 with suppress(BundleError, CoverageError):
-                    await self.bring(desired)
+                    async with self._turn:
+                        if self._state.desired() == desired:  # an admin may have been faster
+                            await self._bring(desired)
                 again_s = time.monotonic() + wait_s
                 wait_s = min(2 * wait_s, _RETRY_S[1])
             await asyncio.sleep(_POLL_S)
@@ -94,22 +98,27 @@ class Swapper:
             CoverageError: if too many users have no table of it.
         """
         async with self._turn:
-            loop = asyncio.get_running_loop()
-            try:
-                served = await loop.run_in_executor(self._worker, self._open, desired)
-            except BundleError as error:
-                self._fail(desired, "bundle", error)
-                raise
-            except CoverageError as error:
-                self._fail(desired, "coverage", error)
-                raise
-            before = self._current()
-            self._use(served)
-            self._used, self._opened, self.waiting = desired, None, None
-            _report(before, served)
+            await self._bring(desired)
 
-    def _fail(self, desired: Desired, kind: str, error: Exception) -> None:
-        metrics.SWAP_FAILURES.labels(kind).inc()
+    async def _bring(self, desired: Desired) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            served = await loop.run_in_executor(self._worker, self._open, desired)
+        except BundleError as error:
+            metrics.SWAP_FAILURES.labels("bundle").inc()
+            if self._state.desired() == desired:  # else who asked for it alone need know
+                self._wait(desired, error)
+            raise
+        except CoverageError as error:
+            metrics.SWAP_FAILURES.labels("coverage").inc()
+            self._wait(desired, error)
+            raise
+        before = self._current()
+        self._use(served)
+        self._used, self._opened, self.waiting = desired, None, None
+        _report(before, served)
+
+    def _wait(self, desired: Desired, error: Exception) -> None:
         waiting = Waiting(desired.folder, desired.version, str(error))
         if waiting != self.waiting:
             _LOG.error("%s is not served: %s", desired.folder, error)
@@ -162,6 +171,9 @@ class Swapper:
             if (folder / name).is_file():  # of one that is not, opening says so
                 (building / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(folder / name, building / name)
+        if BundleManifest.read(building).digest != manifest.digest:
+            shutil.rmtree(building, ignore_errors=True)
+            raise BundleError(f"{folder} was replaced while it was read; it is read again")
         with suppress(OSError):  # another process of the server was faster
             building.rename(kept)
         shutil.rmtree(building, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -72,10 +73,14 @@ class Tables:
         self._deadline_s = deadline_s
         self._store: TableStore | None = None
         self._failures = 0
+        self._said: set[str] = set()
+        self._beat_s: float | None = None
         self._reason: Degraded = "store_away" if url else "no_table"
         self._known = b""  # fingerprint of which some user has a table
         self._looked_s = -_LOOK_FOR_TABLES_S
         self._worker = ThreadPoolExecutor(1, "tables")
+        metrics.STORE_UP.set(0 if url else math.nan)
+        metrics.STALENESS.set(math.nan)
         self.problem: str | None = _NOT_OPENED if url else "no store was named"
 
     def history(self, served: Served, user: User | None) -> History:
@@ -93,9 +98,9 @@ class Tables:
         try:
             record = unpack(data, served.layout)
         except CorruptRecordError as error:
-            return self._unusable(served, user, "corrupt", error)
+            return self._unusable(served, "corrupt", error)
         except ForeignRecordError as error:
-            return self._unusable(served, user, "foreign", error)
+            return self._unusable(served, "foreign", error)
         _OUTCOMES["hit"].inc()
         return History(record, "table", None)
 
@@ -119,13 +124,21 @@ class Tables:
         # Whatever the store is, silence until the deadline is what tells slow from away.
         self._reason = "store_slow" if after_s >= self._deadline_s else "store_away"
         self._failures += 1
+        if self._failures >= _FAILURES:
+            metrics.STORE_UP.set(0)
         self._say(str(error))
 
     def _unusable(
-        self, served: Served, user: User, kind: Literal["corrupt", "foreign"], error: StoreError
+        self, served: Served, kind: Literal["corrupt", "foreign"], error: StoreError
     ) -> History:
         _OUTCOMES[kind].inc()
-        _LOG.warning("table of user %r: %s; scored with an empty history", user, error)
+        if str(error) not in self._said:  # once, and not of whom: metrics count them
+            self._said.add(str(error))
+            _LOG.warning(
+                "a user's table: %s; scored with an empty history; `python -m "
+                "hashtab.serving.store verify` names all such users",
+                error,
+            )
         return self._empty(served, "corrupt_table" if kind == "corrupt" else "foreign_table")
 
     def _empty(self, served: Served, reason: Degraded) -> History:
@@ -144,14 +157,18 @@ class Tables:
             served: gives the generation whose tables are read.
         """
         while self._url is not None:
-            try:
-                await self.look(served())
-            except Exception:  # recovery must outlive whatever a store may raise
-                _LOG.exception("the store could not be looked after")
+            await self.look(served())
             await asyncio.sleep(_RETRY_S if self.problem else _WATCH_S)
 
     async def look(self, served: Served | None) -> None:
         """Open the store anew, so that requests use it if it answers."""
+        try:
+            await self._look(served)
+        finally:
+            age_s = math.nan if self._beat_s is None else max(0.0, time.time() - self._beat_s)
+            metrics.STALENESS.set(age_s)
+
+    async def _look(self, served: Served | None) -> None:
         loop = asyncio.get_running_loop()
         try:
             opened = await loop.run_in_executor(self._worker, self._open)
@@ -160,12 +177,12 @@ class Tables:
             metrics.STORE_UP.set(0)
             return
         before, self._store = self._store, opened  # between two requests
-        metrics.STORE_UP.set(1)
         self._recover(opened)
         await loop.run_in_executor(self._worker, self._finish, before, served)
 
     def _recover(self, store: TableStore) -> None:
         self._failures = 0
+        metrics.STORE_UP.set(1)
         if self.problem is not None:
             _LOG.info("the store answers: %s", store.name)
         self.problem = None
@@ -179,8 +196,7 @@ class Tables:
             before.close()
         with suppress(StoreError), self.patient() as store:
             beat = store.heartbeat()
-            if beat is not None:
-                metrics.STALENESS.set(max(0.0, time.time() - beat / 1e6))
+            self._beat_s = None if beat is None else beat / 1e6
             if served is not None and served.layout.fingerprint != self._known:
                 self._look_for_tables(store, served.layout.fingerprint)
 

@@ -3,6 +3,7 @@
 import math
 import struct
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -87,15 +88,18 @@ def wrong(tensor: str, message: str) -> HttpError:
     return HttpError(400, f"tensor {tensor!r} {message}", tensor)
 
 
-def parse(body: bytes, header_length: str | None) -> tuple[InferRequest, dict[str, list[Value]]]:
+def parse(
+    body: bytes, header_length: str | None, limit: int
+) -> tuple[InferRequest, dict[str, list[Value]]]:
     """Read a request and the values of its tensors, flat.
 
     Args:
         body: JSON, and after it the binary data of inputs in their order.
         header_length: bytes of the JSON, as its header says; all where there is none.
+        limit: values of a tensor.
 
     Raises:
-        HttpError: 400, naming the tensor.
+        HttpError: 400, or 422 for too many values, naming the tensor.
     """
     length = _header_length(header_length, len(body))
     try:
@@ -107,9 +111,14 @@ def parse(body: bytes, header_length: str | None) -> tuple[InferRequest, dict[st
     for tensor in request.inputs:
         if tensor.name in values:
             raise wrong(tensor.name, "is given twice")
+        count = _count(tensor)
+        if limit < count <= len(body):  # beyond that, the shape cannot be right
+            raise HttpError(
+                422, f"at most {limit} candidates are scored at once, got {count}", tensor.name
+            )
         size = tensor.parameters.get("binary_data_size")
         if size is None:
-            values[tensor.name] = _from_json(tensor)
+            values[tensor.name] = _from_json(tensor, count)
             continue
         if type(size) is not int or not 0 <= size <= len(left):
             raise wrong(
@@ -117,7 +126,7 @@ def parse(body: bytes, header_length: str | None) -> tuple[InferRequest, dict[st
             )
         if tensor.data is not None:
             raise wrong(tensor.name, "has both data and binary_data_size")
-        values[tensor.name] = _from_bytes(tensor, left[:size])
+        values[tensor.name] = _from_bytes(tensor, count, left[:size])
         left = left[size:]
     if len(left):
         raise HttpError(400, f"{len(left)} bytes follow the data of the last tensor", "body")
@@ -146,13 +155,14 @@ def _count(tensor: Tensor) -> int:
     return math.prod(shape)
 
 
-def _from_bytes(tensor: Tensor, data: memoryview) -> list[Value]:
-    count = _count(tensor)
+def _from_bytes(tensor: Tensor, count: int, data: memoryview) -> list[Value]:
     if tensor.datatype == BYTES:
-        values: list[Value] = list(_texts(tensor.name, data))
+        values: list[Value] = list(islice(_texts(tensor.name, data), count + 1))
         if len(values) != count:
+            more = " or more" if len(values) > count else ""
             raise wrong(
-                tensor.name, f"has {len(values)} texts, which do not fit its shape {tensor.shape}"
+                tensor.name,
+                f"has {len(values)}{more} texts, which do not fit its shape {tensor.shape}",
             )
         return values
     dtype = _DTYPES[tensor.datatype]
@@ -183,14 +193,14 @@ def _texts(name: str, data: memoryview) -> Iterator[str]:
             raise wrong(name, f"has a text that is not UTF-8: {error}") from error
 
 
-def _from_json(tensor: Tensor) -> list[Value]:
-    count = _count(tensor)
+def _from_json(tensor: Tensor, count: int) -> list[Value]:
     if tensor.data is None:
         raise wrong(tensor.name, "has neither data nor binary_data_size")
-    values = list(_flat(tensor.name, tensor.data, _DIMENSIONS))
+    values = list(islice(_flat(tensor.name, tensor.data, _DIMENSIONS), count + 1))
     if len(values) != count:
+        more = " or more" if len(values) > count else ""
         raise wrong(
-            tensor.name, f"has {len(values)} values; its shape {tensor.shape} takes {count}"
+            tensor.name, f"has {len(values)}{more} values; its shape {tensor.shape} takes {count}"
         )
     kinds: tuple[type, ...] = (int,)
     if tensor.datatype == BYTES:

@@ -1,6 +1,5 @@
 """`GET /v1/users/{user}`: what the scorer can read of a user, for people."""
 
-import asyncio
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -80,7 +79,7 @@ def endpoints(service: "ScorerService") -> list[Endpoint]:
         history = service.tables.history(served, user)
         events: list[Event] | None = []
         if user is not None:
-            events = await asyncio.to_thread(events_of, service.tables, user, _SHOWN)
+            events = await events_of(service.tables, user, _SHOWN)
         past = None
         if events is not None:
             past = [Past(e.item, iso(e.time), service.names.get(str(e.item))) for e in events[::-1]]
@@ -102,7 +101,6 @@ def endpoints(service: "ScorerService") -> list[Endpoint]:
             replies=UserView,
             summary="Show a user's table and latest behaviours.",
             protected=True,
-            work=True,
         )
     ]
 

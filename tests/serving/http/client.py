@@ -27,7 +27,7 @@ class Client:
     """Starts the application's service when entered, and stops it when left."""
 
     def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+        self.app = app
         self._runner = asyncio.Runner()
 
     def __enter__(self) -> Self:
@@ -47,6 +47,10 @@ class Client:
     ) -> Response:
         """Send one request; a body of several pieces goes without Content-Length, as if chunked."""
         return self._runner.run(self.send(method, target, body, headers))
+
+    def wait(self, seconds: float) -> None:
+        """Let the service's tasks go on for so long."""
+        self._runner.run(asyncio.sleep(seconds))
 
     def get(self, target: str, **headers: str) -> Response:
         return self.request("GET", target, headers=headers)
@@ -97,7 +101,7 @@ class Client:
         async def send(message: Message) -> None:
             sent.append(message)
 
-        await self._app(scope, receive, send)
+        await self.app(scope, receive, send)
         start, *rest = sent
         return Response(
             start["status"],
@@ -108,7 +112,7 @@ class Client:
     async def _start(self) -> None:
         self._to_app: asyncio.Queue[Message] = asyncio.Queue()
         self._from_app: asyncio.Queue[Message] = asyncio.Queue()
-        lifespan = self._app({"type": "lifespan"}, self._to_app.get, self._from_app.put)
+        lifespan = self.app({"type": "lifespan"}, self._to_app.get, self._from_app.put)
         self._lifespan = asyncio.ensure_future(lifespan)
         await self._tell("startup")
 

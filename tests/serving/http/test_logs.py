@@ -53,6 +53,27 @@ def test_a_request_leaves_one_line(log: Log, monkeypatch: pytest.MonkeyPatch) ->
     }
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/17/users/17", 404),
+        ("GET", "/users/17/", 404),
+        ("POST", "/users/17", 405),
+        ("GET", "/users/17%FF", 400),
+    ],
+)
+def test_whom_a_wrong_path_names_is_not_logged(
+    method: str, path: str, status: int, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hashtab.serving.http.app.STDERR", log.lines)
+    with Client(build_app(Example(), ServerSettings())) as client:
+        assert client.request(method, path).status == status
+    log.lines.flush()
+    [line] = log.read()
+    assert "17" not in line["path"]
+    assert "/users/-" in line["path"]
+
+
 def test_lines_are_written_soon_even_if_the_loop_of_the_first_has_ended(log: Log) -> None:
     async def add(n: int) -> None:
         log.lines.add({"n": n})

@@ -4,7 +4,9 @@ import json
 
 import pytest
 
+from hashtab.serving.http import ServerSettings, build_app
 from tests.serving.http.client import Client
+from tests.serving.http.services import Example
 
 JSON = {"Content-Type": "application/json"}
 
@@ -144,6 +146,29 @@ def test_a_protected_endpoint_needs_the_token(client: Client, sent: dict[str, st
 def test_the_token_opens_protected_endpoints(client: Client) -> None:
     headers = {"Authorization": "bearer secret"}
     assert client.request("DELETE", "/users/1", headers=headers).status == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Host": "localhost:8000"}, 200),
+        ({"Host": "[::1]:8000"}, 200),
+        ({"Host": "127.0.0.1:8000", "Origin": "http://127.0.0.1:8000"}, 200),
+        ({"Host": "127.0.0.1:8000", "Origin": "https://evil.example"}, 403),
+        ({"Host": "127.0.0.1:8000", "Origin": "null"}, 403),
+        ({"Host": "evil.example:8000"}, 403),
+        ({"Host": "[127"}, 403),
+    ],
+)
+def test_without_a_token_web_pages_of_elsewhere_cannot_use_protected_endpoints(
+    headers: dict[str, str], status: int
+) -> None:
+    with Client(build_app(Example(), ServerSettings())) as client:
+        answer = client.request("DELETE", "/users/17", headers=headers)
+        assert answer.status == status
+        if status == 403:
+            assert answer.json["field"] in ("Host", "Origin")
 
 
 def test_an_error_of_a_handler_is_told(client: Client) -> None:

@@ -70,6 +70,7 @@ def test_where_the_model_counts_no_items_the_log_tells_what_was_met(kept: Kept) 
     features = replace(bundle.manifest.features, counters=("kind",))
     bundle.layout = replace(bundle.manifest, features=features).layout
     service = SimpleNamespace(tables=Tables(str(kept.store), deadline_s=1.0))
+    asyncio.run(service.tables.look(None))
     served = SimpleNamespace(bundle=bundle, items=ItemIndex(bundle.catalogue))
     history = History(kept.record(USER), "table", None)
     rows = asyncio.run(seen_by(service, served, USER, history))  # type: ignore[arg-type]

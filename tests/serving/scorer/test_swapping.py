@@ -39,7 +39,9 @@ class Swapping:
         self.served = served
 
     def bring(self, bundle: Path, version: str | None = None) -> Served:
-        asyncio.run(self.swapper.bring(Desired.of(bundle, version)))
+        desired = Desired.of(bundle, version)
+        self.state.desire(desired)
+        asyncio.run(self.swapper.bring(desired))
         assert self.served is not None
         return self.served
 
@@ -285,6 +287,7 @@ def test_an_admin_is_told_why_a_bundle_is_not_served(
         answer = server.load(tmp_path)
         assert (answer.status, answer.json["field"]) == (422, "bundle")
         assert "holds no bundle" in answer.json["error"]
+        assert server.models()["waiting"] is None
         answer = server.load(other_bundle)
         assert answer.status == 409
         assert "0 of 25 users" in answer.json["error"]
