@@ -115,7 +115,9 @@ class Swapper:
             raise
         before = self._current()
         self._use(served)
-        self._used, self._opened, self.waiting = desired, None, None
+        # What was desired may have been unreadable, without a digest, when it was named.
+        self._used = msgspec.structs.replace(desired, digest=served.model.digest)
+        self._opened, self.waiting = None, None
         _report(before, served)
 
     def _wait(self, desired: Desired, error: Exception) -> None:
