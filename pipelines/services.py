@@ -1,14 +1,14 @@
 """The online services as processes of their own, started, waited for and ended."""
 
+import http.client
 import json
 import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ class Service:
         try:
             with urllib.request.urlopen(self.url + path, timeout=_ANSWER_S) as answer:
                 return json.load(answer)
-        except (urllib.error.URLError, OSError):
+        except (OSError, ValueError, http.client.HTTPException):
             return None
 
     def check(self) -> None:
@@ -136,7 +136,8 @@ def running(
     finally:
         process.terminate()
         try:
-            process.wait(_END_S)
-        except subprocess.TimeoutExpired:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_END_S)
+        finally:  # also when another Ctrl-C comes
             process.kill()
             process.wait()

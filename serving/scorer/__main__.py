@@ -54,7 +54,7 @@ def serve_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tracking-uri", default=default.tracking_uri, help="of MLflow (%(default)s)"
     )
-    parser.add_argument("--names", type=Path, help="Parquet file of items and names to show")
+    parser.add_argument("--names", type=Path, help="CSV or Parquet file of items and names to show")
     parser.add_argument(
         "--max-candidates",
         type=int,

@@ -21,7 +21,7 @@ class ScorerSettings:
         state: folder that the processes of one server share; gone with the server.
         store: URL of the users' tables; None scores with empty histories.
         tracking_uri: of MLflow, for a registered bundle.
-        names: Parquet file with columns `item` and `name` for people to read; None shows ids.
+        names: CSV or Parquet file of the columns `item` and `name`, to show; None shows ids.
         max_candidates: of one request.
         store_deadline_ms: milliseconds that a request waits for a server of tables.
         coverage: share of users with a table of the present model who must have one of a new model

@@ -9,6 +9,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, Self
 
 import numpy as np
@@ -309,10 +310,17 @@ def _with_keys(
     new = keys.take(place, mode="clip") != asked if len(keys) else np.ones(len(asked), np.bool_)
     if not new.any():
         return keys, counts.copy(), place
-    place += new.cumsum() - new
-    old = np.ones(len(keys) + int(new.sum()), np.bool_)
-    old[place[new]] = False
-    more, counted = np.zeros(len(old), np.uint32), np.zeros(len(old), np.uint32)
-    more[old], counted[old] = keys, counts
-    more[place] = asked
-    return more, counted, place
+    cuts = place[new].tolist()
+    keys = _inserted(keys, cuts, asked[new])
+    counts = _inserted(counts, cuts, np.zeros(len(cuts), np.uint32))
+    return keys, counts, place + new.cumsum() - new
+
+
+def _inserted(
+    array: NDArray[np.uint32], cuts: list[int], values: NDArray[np.uint32]
+) -> NDArray[np.uint32]:
+    """Return an array with values before what is at the cuts, which ascend."""
+    pieces = [array[: cuts[0]]]
+    for number, (cut, end) in enumerate(pairwise([*cuts, len(array)])):
+        pieces += values[number : number + 1], array[cut:end]
+    return np.concatenate(pieces)
