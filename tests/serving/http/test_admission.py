@@ -27,6 +27,11 @@ def test_more_than_may_wait_are_refused(client: Client, service: Example) -> Non
     assert client.request("POST", "/work", b"1").status == 200
 
 
+def test_what_cannot_wait_is_not_decoded_first(client: Client) -> None:
+    *_, last = client.together(*[("POST", "/work", b"1", {})] * 4, ("POST", "/count", b"{", {}))
+    assert last.status == 429
+
+
 def test_other_calls_do_not_wait_for_work(client: Client) -> None:
     works: list[Request] = [("POST", "/work", b"1", {})] * 9
     *_, other = client.together(*works, ("POST", "/echo", b"here", {}))
