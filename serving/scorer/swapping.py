@@ -133,6 +133,7 @@ class Swapper:
         served, before = self._opened[1], self._current()
         if before is not None:
             self._check_coverage(before, served)
+        self._tables.look_for_tables(served.layout.fingerprint)
         return served
 
     def _open_copy(self, folder: Path, version: str | None) -> Served:

@@ -76,7 +76,7 @@ class Tables:
         self._said: set[str] = set()
         self._beat_s: float | None = None
         self._reason: Degraded = "store_away" if url else "no_table"
-        self._known = b""  # fingerprint of which some user has a table
+        self._known: set[bytes] = set()  # fingerprints of which some user has a table
         self._looked_s = -_LOOK_FOR_TABLES_S
         self._worker = ThreadPoolExecutor(1, "tables")
         metrics.STORE_UP.set(0 if url else math.nan)
@@ -117,7 +117,7 @@ class Tables:
         if data is not None:
             return data
         _OUTCOMES["miss"].inc()
-        return "unknown_user" if self._known == fingerprint else "no_table"
+        return "unknown_user" if fingerprint in self._known else "no_table"
 
     def _fail(self, error: StoreError, after_s: float) -> None:
         _OUTCOMES["failed"].inc()
@@ -197,16 +197,19 @@ class Tables:
         with suppress(StoreError), self.patient() as store:
             beat = store.heartbeat()
             self._beat_s = None if beat is None else beat / 1e6
-            if served is not None and served.layout.fingerprint != self._known:
+            # Seldom: a server without any is searched to its end.
+            if served is not None and time.monotonic() > self._looked_s + _LOOK_FOR_TABLES_S:
+                self._looked_s = time.monotonic()
                 self._look_for_tables(store, served.layout.fingerprint)
 
+    def look_for_tables(self, fingerprint: bytes) -> None:
+        """Look whether any user has a table of a model that is about to be served."""
+        with suppress(StoreError), self.patient() as store:
+            self._look_for_tables(store, fingerprint)
+
     def _look_for_tables(self, store: TableStore, fingerprint: bytes) -> None:
-        # Seldom: a server without any is searched to its end.
-        if time.monotonic() - self._looked_s < _LOOK_FOR_TABLES_S:
-            return
-        self._looked_s = time.monotonic()
-        if next(store.users(fingerprint), None) is not None:
-            self._known = fingerprint
+        if fingerprint not in self._known and next(store.users(fingerprint), None) is not None:
+            self._known.add(fingerprint)
 
     def patient(self) -> TableStore:
         """Open the store for work that no request waits for.
