@@ -5,7 +5,6 @@
 the bundle, where the scorer looks for it. Run again, it leaves an index that is the same as it is.
 """
 
-import os
 import shutil
 import sys
 from dataclasses import dataclass
@@ -99,7 +98,7 @@ def build(settings: IndexSettings) -> tuple[Path, IndexManifest]:
         data_digest = None if dataset is None else dataset.manifest.digest
         return target, _existing(target, bundle, data_digest, as_of)
     met = None if dataset is None or as_of is None else read(bundle, dataset, as_of)
-    building = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    building = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
     try:
