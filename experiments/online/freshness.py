@@ -120,6 +120,10 @@ class _Prober:
 
 def freshness(bench: Bench, rate: int, batch: int, seconds: float) -> Figures:
     """Post events at a steady rate, a few of them probes, to the BSE, and ask the scorer."""
+    if rate <= _PROBES_PER_S * batch:
+        raise SystemExit(
+            f"error: --events-per-s must be more than the {_PROBES_PER_S * batch} of the probes"
+        )
     with bench.bse() as bse, bench.server("hashtab scorer") as scorer:
         prober = _Prober(bench, bse, scorer, batch)
         _fill(bench, bse, [*bench.known, *prober.users])

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import math
 from pathlib import Path
 
 from hashtab.features.storage import exclusive
@@ -21,6 +22,8 @@ async def follow(settings: ScorerSettings, state: StateFolder) -> None:
 
     Other processes wait until the one that does so has ended.
     """
+    if not settings.registered:
+        metrics.REGISTRY_UP.set(math.nan)
     with contextlib.ExitStack() as stack:
         while True:
             with contextlib.suppress(BlockingIOError):

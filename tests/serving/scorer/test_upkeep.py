@@ -53,6 +53,14 @@ def test_what_shows_a_users_past_or_changes_the_model_needs_the_token(
     assert client.request(method, path, sent, said | TOKEN).status == 200
 
 
+def test_metrics_of_what_there_is_not_are_no_alarms(client: Client) -> None:
+    lines = client.get("/metrics").body.decode().splitlines()
+    found = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    assert found["hashtab_scorer_registry_up"] == "NaN"  # a folder is followed
+    assert found["hashtab_scorer_store_up"] == "1.0"
+    assert float(found["hashtab_scorer_table_staleness_seconds"]) >= 0  # of the last heartbeat
+
+
 def test_no_probe_says_ready_while_the_server_drains(client: Client) -> None:
     assert client.get("/v2/health/ready").status == 200
     service_of(client).draining = True
