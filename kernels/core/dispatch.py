@@ -1,6 +1,8 @@
-"""Which implementation runs: a definition in PyTorch, or native code where it can."""
+"""Which implementation runs: a definition in PyTorch, native code or Triton where they can."""
 
 import functools
+import importlib.util
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +16,57 @@ from hashtab.kernels.core import native
 Impl = Literal["auto", "reference", "native"]
 
 
-def check_impl(impl: str) -> None:
+# Triton decides at its own import whether kernels are interpreted; so does this.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+_OLDEST_CAPABILITY = (8, 0)  # bfloat16 matrix products
+
+
+def check_impl(impl: str, choices: tuple[str, ...] = get_args(Impl)) -> None:
     """Refuse a name that is not an implementation."""
-    if impl not in get_args(Impl):
-        raise ValueError(f"impl must be one of {get_args(Impl)}, got {impl=}")
+    if impl not in choices:
+        raise ValueError(f"impl must be one of {choices}, got {impl=}")
+
+
+def use_triton(impl: str, device: torch.device, unfit: str | None = None) -> bool:
+    """Decide whether Triton kernels compute an operator.
+
+    Args:
+        impl: which implementation, checked.
+        device: where the operator's tensors lie.
+        unfit: why the operator's own kernels are not for these arguments; None when they are.
+
+    Returns:
+        True for Triton. `"auto"` takes it on a GPU where it can; on a CPU it runs only when asked
+        for, under Triton's interpreter (TRITON_INTERPRET=1), which is for tests.
+
+    Raises:
+        RuntimeError: `"triton"` was asked for and cannot run, with the reason.
+    """
+    if impl not in ("auto", "triton") or (impl == "auto" and device.type != "cuda"):
+        return False
+    reason = why_not_triton(device) or unfit
+    if reason is None:
+        return True
+    if impl == "triton":
+        raise RuntimeError(f"impl='triton' cannot run: {reason}")
+    return False
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def why_not_triton(device: torch.device) -> str | None:
+    """Return why Triton kernels cannot run on a device, or None when they can."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if device.type == "cuda":
+        if INTERPRETED:
+            return "TRITON_INTERPRET=1 is set, and the interpreter takes CPU tensors"
+        capability = torch.cuda.get_device_capability(device)
+        if capability < _OLDEST_CAPABILITY:
+            return f"the GPU's compute capability is {capability}, below {_OLDEST_CAPABILITY}"
+        return None
+    if device.type == "cpu" and INTERPRETED:
+        return None
+    return f"tensors are on {device}; on a CPU kernels run interpreted, with TRITON_INTERPRET=1"
 
 
 def use_native(impl: str, device: torch.device, source: Path) -> bool:
