@@ -16,8 +16,6 @@ from hashtab.kernels.core import native
 Impl = Literal["auto", "reference", "native"]
 
 
-# Triton decides at its own import whether kernels are interpreted; so does this.
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _OLDEST_CAPABILITY = (8, 0)  # bfloat16 matrix products
 
 
@@ -57,14 +55,15 @@ def why_not_triton(device: torch.device) -> str | None:
     """Return why Triton kernels cannot run on a device, or None when they can."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if device.type == "cuda":
-        if INTERPRETED:
+        if interpreted:
             return "TRITON_INTERPRET=1 is set, and the interpreter takes CPU tensors"
         capability = torch.cuda.get_device_capability(device)
         if capability < _OLDEST_CAPABILITY:
             return f"the GPU's compute capability is {capability}, below {_OLDEST_CAPABILITY}"
         return None
-    if device.type == "cpu" and INTERPRETED:
+    if device.type == "cpu" and interpreted:
         return None
     return f"tensors are on {device}; on a CPU kernels run interpreted, with TRITON_INTERPRET=1"
 
