@@ -50,20 +50,24 @@ def use_triton(impl: str, device: torch.device, unfit: str | None = None) -> boo
     return False
 
 
+def interpreted() -> bool:
+    """Return whether Triton kernels run on CPU tensors, under Triton's interpreter, for tests."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def why_not_triton(device: torch.device) -> str | None:
     """Return why Triton kernels cannot run on a device, or None when they can."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if device.type == "cuda":
-        if interpreted:
+        if interpreted():
             return "TRITON_INTERPRET=1 is set, and the interpreter takes CPU tensors"
         capability = torch.cuda.get_device_capability(device)
         if capability < _OLDEST_CAPABILITY:
             return f"the GPU's compute capability is {capability}, below {_OLDEST_CAPABILITY}"
         return None
-    if device.type == "cpu" and interpreted:
+    if device.type == "cpu" and interpreted():
         return None
     return f"tensors are on {device}; on a CPU kernels run interpreted, with TRITON_INTERPRET=1"
 
