@@ -1,10 +1,10 @@
-# All targets need CPython 3.11, gcc and pip, and build the rest into .venv first.
+# All targets but test-gpu need CPython 3.11, gcc and pip, and build the rest into .venv first.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 
-.PHONY: demo demo-tabular serve test ui clean
+.PHONY: demo demo-tabular serve test test-gpu ui clean
 
 demo: $(STAMP)
 	$(BIN)/python pipelines/demo.py
@@ -20,6 +20,12 @@ test: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --dist loadscope
+
+# In PYTHON as it is: the torch and Triton of a GPU machine are its own.
+test-gpu:
+	@$(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' \
+		|| { echo "test-gpu needs torch with a CUDA device: make test-gpu PYTHON=/path/to/python3" >&2; exit 1; }
+	$(PYTHON) -m pytest tests/kernels -m gpu -p no:cacheprovider
 
 ui: $(STAMP)
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --workers 1

@@ -1,0 +1,172 @@
+"""Compiles, with no GPU, what host functions would launch on one, and says what it takes there.
+
+A process of its own, for Triton decides at its import whether kernels are interpreted:
+`python -m tests.kernels.triton_compile 90 attend` prints, as a line of JSON each, the cases of
+`tests.kernels.launches` with "attend" in their name as they are on sm_90.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+from unittest import mock
+
+_RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)")
+_DOT = re.compile(
+    r"= (?P<operation>tt\.dot|ttng\.warp_group_dot) .* : (?:tensor|!ttg\.memdesc)"
+    r"<(?:\d+x)+(?P<operand>\w+), .* -> tensor<(?P<rows>\d+)x(?:\d+x)+\w+, #(?P<layout>\w+)"
+)
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A matrix product of a kernel.
+
+    Attributes:
+        unit: what computes it: `wgmma` or `mma`, tensor cores; or `fma`, which are none.
+        operand: the type of its first factor.
+        rows: of its first factor.
+    """
+
+    unit: str
+    operand: str
+    rows: int
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One kernel as a GPU would run it.
+
+    Attributes:
+        kernel: the name of its function.
+        warps: of a block.
+        registers: of a thread.
+        stack: bytes of a thread; what registers cannot hold is spilled there.
+        local: bytes of a thread beside the stack.
+        shared: bytes of a block.
+        dots: the kinds of its matrix products.
+    """
+
+    kernel: str
+    warps: int
+    registers: int
+    stack: int
+    local: int
+    shared: int
+    dots: list[Dot]
+
+
+class _NoDevice:
+    """What Triton asks of a driver up to a launch."""
+
+    def __init__(self, capability: int) -> None:
+        from triton.backends.compiler import GPUTarget
+
+        self.target = GPUTarget("cuda", capability, 32)
+
+    def get_current_target(self) -> Any:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return int(self.target.arch)  # Triton keeps what it compiled by this number
+
+    def get_current_stream(self, _device: int) -> int:
+        return 0
+
+
+@contextmanager
+def launches(capability: int) -> Iterator[list[Any]]:
+    """Collect Triton's compiled kernels in place of launching them, once each.
+
+    Signature, constants, alignment and options are what Triton itself derives from the arguments
+    of a launch, so they may be tensors on "meta": of any size, without memory, and an error where
+    host code would wait for their content.
+    """
+    from triton.runtime.driver import driver
+    from triton.runtime.jit import JITFunction
+
+    found: dict[str, Any] = {}
+    run = JITFunction.run
+
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        compiled = run(self, *args, grid=grid, warmup=True, **kwargs)
+        found[compiled.hash] = compiled
+        return compiled
+
+    kernels: list[Any] = []
+    driver.set_active(_NoDevice(capability))
+    with mock.patch.object(JITFunction, "run", compile_only):
+        yield kernels
+    kernels.extend(found.values())
+
+
+def compiled_by(launch: Callable[[], object], capability: int) -> list[Compiled]:
+    """Return what `launch` would launch on a GPU of this compute capability."""
+    with launches(capability) as kernels:
+        launch()
+    return [_measured(kernel) for kernel in kernels]
+
+
+def _measured(kernel: Any) -> Compiled:
+    registers, stack, local = _resources(kernel.asm["cubin"])
+    return Compiled(
+        kernel=kernel.metadata.name,
+        warps=kernel.metadata.num_warps,
+        registers=registers,
+        stack=stack,
+        local=local,
+        shared=kernel.metadata.shared,
+        dots=_dots(kernel.asm["ttgir"]),
+    )
+
+
+def _resources(cubin: bytes) -> tuple[int, int, int]:
+    """Return registers, bytes of stack and bytes of local memory of a thread."""
+    import triton
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
+        report = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    (usage,) = _RESOURCES.findall(report)
+    registers, stack, local = map(int, usage)
+    return registers, stack, local
+
+
+def _dots(ttgir: str) -> list[Dot]:
+    """Return the kinds of matrix products in Triton's GPU code."""
+    dots = set()
+    found = list(_DOT.finditer(ttgir))
+    assert len(found) == len(re.findall(r"= \S+dot ", ttgir)), "a matrix product was not understood"
+    for dot in found:
+        tensor_cores = "wgmma" if dot["operation"] == "ttng.warp_group_dot" else "mma"
+        unit = tensor_cores if dot["layout"].startswith("mma") else "fma"
+        dots.add((unit, dot["operand"], int(dot["rows"])))
+    return [Dot(*dot) for dot in sorted(dots)]
+
+
+def main(capability: int, part: str = "") -> None:
+    """Print the kernels of each case, or why they do not compile."""
+    from tests.kernels.greedy import launch as greedy
+    from tests.kernels.launches import LAUNCHES
+
+    for case, launch in {"greedy": greedy, **LAUNCHES}.items():
+        if part not in case:
+            continue
+        line: dict[str, object] = {"case": case}
+        try:
+            line["kernels"] = [asdict(kernel) for kernel in compiled_by(launch, capability)]
+        except Exception:
+            line["error"] = traceback.format_exc()
+        print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), *sys.argv[2:])
