@@ -6,11 +6,15 @@ user. A piece of user u in tile i is numbered `u + i`: no number names two piece
 """
 
 # Triton's functions take pointers and numbers of the device, which annotations cannot tell apart.
-# ruff: noqa: ANN001, ANN201
+# ruff: noqa: ANN001, ANN201, ANN202
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 _FAN = tl.constexpr(128)
 
@@ -18,6 +22,11 @@ _FAN = tl.constexpr(128)
 def slots(users: int, rows: int, tile: int) -> int:
     """Return how many programs cover the pieces of `rows` rows of `users` users."""
     return users + triton.cdiv(rows, tile) if users else 0
+
+
+def device_of(x: Tensor) -> AbstractContextManager[object]:
+    """Make a tensor's GPU the one that kernels are launched on; nothing for other devices."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 @triton.jit
@@ -35,7 +44,30 @@ def slot(offsets_ptr, users, slot, TILE: tl.constexpr):
         0 .. users - 1 whatever the offsets hold; begin and end are for the caller to clamp if
         these may be wrong.
     """
-    wanted = tl.cast(slot, tl.int64)
+    user = _owner(offsets_ptr, users, slot, TILE)
+    first = (slot - user) * TILE
+    begin = tl.maximum(tl.load(offsets_ptr + user), first)
+    end = tl.minimum(tl.load(offsets_ptr + user + 1), first + TILE)
+    return user, begin, end
+
+
+@triton.jit
+def user_slot(offsets_ptr, users, slot, TILE: tl.constexpr):
+    """Find a piece as `slot` does, where tiles are aligned to each user's first row.
+
+    Numbers are those of `slots` too: a user's pieces are then at most one fewer, and a piece is the
+    same whoever else is in the batch.
+    """
+    user = _owner(offsets_ptr, users, slot, TILE)
+    first = tl.load(offsets_ptr + user)
+    begin = first + (slot - user - first // TILE) * TILE
+    end = tl.minimum(tl.load(offsets_ptr + user + 1), begin + TILE)
+    return user, begin, end
+
+
+@triton.jit
+def _owner(offsets_ptr, users, slot, TILE: tl.constexpr):
+    """Return the last user whose first piece has no number above `slot`."""
     low = tl.full([], 0, tl.int64)
     high = low + users
     while high - low > 1:
@@ -43,13 +75,10 @@ def slot(offsets_ptr, users, slot, TILE: tl.constexpr):
         probes = low + (tl.arange(0, _FAN) + 1) * step
         inside = probes < high
         tiles = tl.load(offsets_ptr + probes, mask=inside, other=0) // TILE
-        below = inside & (probes + tiles <= wanted)
+        below = inside & (probes + tiles <= slot)
         low += tl.sum(below.to(tl.int32), 0) * step
         high = tl.minimum(low + step, high)
-    first = (wanted - low) * TILE
-    begin = tl.maximum(tl.load(offsets_ptr + low), first)
-    end = tl.minimum(tl.load(offsets_ptr + low + 1), first + TILE)
-    return low, begin, end
+    return low
 
 
 @triton.jit

@@ -2,9 +2,10 @@
 
 from hashtab.kernels.dense.api import (
     Impl,
+    TargetImpl,
     target_attention,
     target_attention_at,
     window_attention,
 )
 
-__all__ = ["Impl", "target_attention", "target_attention_at", "window_attention"]
+__all__ = ["Impl", "TargetImpl", "target_attention", "target_attention_at", "window_attention"]

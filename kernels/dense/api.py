@@ -1,9 +1,13 @@
 """Exact softmax attention over long histories and in sliding windows, the public functions.
 
 All functions take `impl`: `"blocked"` (matrix products of blocks of queries, flat memory),
-`"reference"` (the definition over all pairs) or `"auto"`, which is `"blocked"`; they give the same
-result up to rounding. Queries, keys and values may be float16, bfloat16, float32 or float64; scores
-and sums are float32 (float64 for float64 values), also under autocast.
+`"reference"` (the definition over all pairs), for target attention `"triton"` (fused GPU kernels),
+or `"auto"`: `"triton"` on a GPU where it can, else `"blocked"`. They give the same result up to
+rounding. Queries, keys and values may be float16, bfloat16, float32 or float64; scores and sums are
+float32 (float64 for float64 values), also under autocast.
+
+`"triton"` never waits for the GPU, so it can be captured in a CUDA graph; what only the content of
+offsets and cuts could tell is then not checked, and with wrong ones the result means nothing.
 """
 
 from typing import Any, Literal, get_args
@@ -13,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hashtab.kernels.core import checks
+from hashtab.kernels.core.dispatch import check_impl, use_triton
 from hashtab.kernels.core.library import apply
 from hashtab.kernels.core.precision import sums_dtype
 from hashtab.kernels.core.ragged import segment_of
@@ -20,6 +25,9 @@ from hashtab.kernels.dense import ops as _ops  # noqa: F401  registers torch.ops
 from hashtab.kernels.dense import reference
 
 Impl = Literal["auto", "reference", "blocked"]
+TargetImpl = Literal["auto", "reference", "blocked", "triton"]
+
+_WIDEST = 256  # columns that Triton's tiles may have
 
 _hashtab = torch.ops.hashtab
 
@@ -31,7 +39,7 @@ def target_attention(
     *,
     keys: Tensor | None = None,
     scale: float | None = None,
-    impl: Impl = "auto",
+    impl: TargetImpl = "auto",
 ) -> Tensor:
     """Return softmax(scale q K^T) V of each candidate over its user's whole history.
 
@@ -49,6 +57,7 @@ def target_attention(
     Raises:
         TypeError: a dtype is wrong.
         ValueError: shapes or offsets are wrong.
+        RuntimeError: `"triton"` was asked for and cannot run, with the reason.
     """
     checks.check_rows("queries", queries, "[B, C, D]")
     checks.check_index("offsets", offsets)
@@ -79,7 +88,7 @@ def target_attention_at(
     keys: Tensor | None = None,
     scale: float | None = None,
     last: int | None = None,
-    impl: Impl = "auto",
+    impl: TargetImpl = "auto",
 ) -> Tensor:
     """Return softmax target attention of each query over the behaviours before its cut.
 
@@ -101,8 +110,10 @@ def target_attention_at(
     Raises:
         TypeError: a dtype is wrong.
         ValueError: shapes, offsets, cuts or last are wrong.
+        RuntimeError: `"triton"` was asked for and cannot run, with the reason.
     """
-    _check_impl(impl)
+    check_impl(impl, get_args(TargetImpl))
+    shared = keys is None or keys is values
     # Views, for torch.compile refuses one tensor in two places of an autograd.Function.
     keys = values.view_as(values) if keys is None or keys is values else keys
     queries = queries.view_as(queries) if queries is values or queries is keys else queries
@@ -120,6 +131,11 @@ def target_attention_at(
     arguments = (queries, query_offsets, cuts, keys, values, offsets, scale, last)
     if impl == "reference":
         return _reference(*arguments)
+    if use_triton(impl, values.device, _unfit(queries, keys, values, scale)):
+        key_rows = None if shared else keys
+        return apply(
+            _FusedAttendAt, queries, query_offsets, cuts, key_rows, values, offsets, scale, last
+        )
     return apply(_AttendAt, *arguments).to(values.dtype)
 
 
@@ -154,7 +170,7 @@ def window_attention(
         TypeError: a dtype is wrong.
         ValueError: shapes, lengths or window are wrong.
     """
-    _check_impl(impl)
+    check_impl(impl, get_args(Impl))
     # Views, for torch.compile refuses one tensor in two places of an autograd.Function.
     k = k.view_as(k) if k is q else k
     v = v.view_as(v) if v is q or v is k else v
@@ -169,11 +185,6 @@ def window_attention(
             )
         return out.to(v.dtype)
     return apply(_Window, q, k, v, window, causal, lengths, scale).to(v.dtype)
-
-
-def _check_impl(impl: str) -> None:
-    if impl not in get_args(Impl):
-        raise ValueError(f"impl must be one of {get_args(Impl)}, got {impl=}")
 
 
 def _check_window(q: Tensor, k: Tensor, v: Tensor, window: int, lengths: Tensor | None) -> None:
@@ -219,6 +230,17 @@ def _reference(
     return interest.to(values.dtype)
 
 
+def _unfit(queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> str | None:
+    """Return why Triton's kernels are not for these arguments, or None when they are."""
+    dtypes = [rows.dtype for rows in (queries, keys, values)]
+    if len(set(dtypes)) > 1 or values.dtype == torch.float64:
+        return f"rows must be all float16, all bfloat16 or all float32, got {dtypes}"
+    widths = queries.shape[1], values.shape[1]
+    if not all(1 <= width <= _WIDEST for width in widths):
+        return f"D and Dv must lie within 1 .. {_WIDEST}, got {widths}"
+    return None if scale > 0 else f"scale must be above 0, got {scale=}"
+
+
 def _check_rows(queries: Tensor, keys: Tensor, values: Tensor, offsets: Tensor) -> None:
     checks.check_rows("queries", queries, "[Q, D]")
     checks.check_rows("values", values, "[N, Dv]")
@@ -258,6 +280,27 @@ class _AttendAt(torch.autograd.Function):
             None,
             None,
         )
+
+
+class _FusedAttendAt(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        *tensors, scale, last = arguments
+        interest, log_sums = _hashtab.dense_fused_attend_at(*tensors, scale, last)
+        ctx.save_for_backward(interest, log_sums, *tensors)
+        ctx.settings = (scale, last)
+        result: Tensor = interest
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_queries, grad_keys, grad_values = _hashtab.dense_fused_attend_at_backward(
+            grads[0], *ctx.saved_tensors, *ctx.settings
+        )
+        keys = ctx.saved_tensors[5]
+        grad_keys = None if keys is None else grad_keys
+        return grad_queries, None, None, grad_keys, grad_values, None, None, None
 
 
 class _Window(torch.autograd.Function):

@@ -1,5 +1,6 @@
 """Operators of exact target attention for torch.library."""
 
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -97,6 +98,52 @@ def _attend_at_backward_fake(
     )
 
 
+def _triton() -> ModuleType:
+    from hashtab.kernels.dense import triton  # only where it is used: not every platform has it
+
+    return triton
+
+
+def _fused_attend_at(*arguments: Any) -> tuple[Tensor, Tensor]:
+    found: tuple[Tensor, Tensor] = _triton().attend_at(*arguments)
+    return found
+
+
+def _fused_attend_at_fake(
+    queries: Tensor,
+    _query_offsets: Tensor,
+    _cuts: Tensor,
+    _keys: Tensor | None,
+    values: Tensor,
+    *_: Any,
+) -> tuple[Tensor, Tensor]:
+    log_sums = values.new_empty(queries.shape[0], dtype=torch.float32)
+    return values.new_empty(queries.shape[0], values.shape[1]), log_sums
+
+
+def _fused_attend_at_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    found: tuple[Tensor, Tensor, Tensor] = _triton().attend_at_backward(*arguments)
+    return found
+
+
+def _fused_attend_at_backward_fake(
+    _grad: Tensor,
+    _interest: Tensor,
+    _log_sums: Tensor,
+    queries: Tensor,
+    _query_offsets: Tensor,
+    _cuts: Tensor,
+    keys: Tensor | None,
+    values: Tensor,
+    *_: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        queries.new_empty(queries.shape),
+        values.new_empty(0 if keys is None else keys.shape[0], queries.shape[1]),
+        values.new_empty(values.shape),
+    )
+
+
 def _window(
     q: Tensor,
     k: Tensor,
@@ -166,6 +213,23 @@ register(
     f"(Tensor grad, Tensor interest, Tensor log_sums, {_SCHEMA}) -> (Tensor, Tensor, Tensor)",
     _attend_at_backward,
     _attend_at_backward_fake,
+)
+
+# Triton's: results in the dtype of the rows, nothing of the data checked, for the host would wait
+# for it. Keys of None are the values, and the gradient of values then has both parts.
+_FUSED = _SCHEMA.replace("Tensor keys", "Tensor? keys")
+
+register(
+    "dense_fused_attend_at",
+    f"({_FUSED}) -> (Tensor, Tensor)",
+    _fused_attend_at,
+    _fused_attend_at_fake,
+)
+register(
+    "dense_fused_attend_at_backward",
+    f"(Tensor grad, Tensor interest, Tensor log_sums, {_FUSED}) -> (Tensor, Tensor, Tensor)",
+    _fused_attend_at_backward,
+    _fused_attend_at_backward_fake,
 )
 
 _WINDOW = "Tensor q, Tensor k, Tensor v, int window, bool causal, Tensor? lengths, float scale"

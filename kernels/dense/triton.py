@@ -1,0 +1,703 @@
+"""Exact softmax target attention of ragged histories on a GPU, forward and backward.
+
+A program takes a tile of one user's queries and walks over the behaviours that any of them sees;
+the gradient of behaviours takes a tile of those and walks over the queries that see any of it.
+Tiles in the middle of a walk, which every query sees whole, need no mask. Where users are few,
+several programs share a walk and a second kernel merges what they found, in fixed order.
+"""
+
+# Triton's functions take pointers and numbers of the device, which annotations cannot tell apart.
+# ruff: noqa: ANN001, ANN202
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hashtab.kernels.core import tiles
+
+_LOG2_E = tl.constexpr(1.4426950408889634)
+_LN_2 = tl.constexpr(0.6931471805599453)
+_LOWEST = tl.constexpr(-3.4028234663852886e38)  # finite, for -inf - -inf is NaN
+_NEVER = tl.constexpr(2**62)  # a cut that none reaches
+_CUTS_AT_ONCE = tl.constexpr(512)
+
+_MERGED_ROWS = 4
+_LONGEST = 2**31 - 1  # what positions within a history are counted in
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """How one kernel is cut.
+
+    Attributes:
+        queries: rows of a tile of queries, a power of two from 16.
+        behaviours: rows of a tile of behaviours, a power of two from 16.
+        warps: of a program.
+        stages: tiles in flight.
+        splits: programs that share the walk over one user's behaviours.
+    """
+
+    queries: int
+    behaviours: int
+    warps: int
+    stages: int
+    splits: int = 1
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the host knows of a batch.
+
+    Attributes:
+        users: how many.
+        queries: of all users.
+        behaviours: of all users.
+        row: bytes of a behaviour as read: its value, and its key if that is another.
+        width: columns of the wider of keys and values, as a power of two.
+    """
+
+    users: int
+    queries: int
+    behaviours: int
+    row: int
+    width: int
+
+    @property
+    def group(self) -> int:
+        """Queries of a user on average, as a power of two from 16 to 128."""
+        return min(128, _width(-(-self.queries // self.users)))
+
+
+def forward_tiles(shape: Shape) -> Tiles:
+    """Choose the cut of the forward pass."""
+    if shape.group <= 32:
+        rows = max(16, min(128, 16384 // shape.row))
+        return Tiles(shape.group, rows, 4, 3, _splits(shape, shape.group, 512))
+    queries = 64 if shape.row > 512 or shape.group == 64 else 128
+    rows = max(16, min(64, 16384 // shape.row))
+    return Tiles(queries, rows, queries // 16, 3, _splits(shape, queries, 256))
+
+
+def query_tiles(shape: Shape) -> Tiles:
+    """Choose the cut of the gradient of queries."""
+    queries = min(64, shape.group)
+    rows = max(16, min(64 if queries == 64 else 128, 16384 // shape.row))
+    return Tiles(queries, rows, 4, 2, _splits(shape, queries, 512))
+
+
+def behaviour_tiles(shape: Shape) -> Tiles:
+    """Choose the cut of the gradient of behaviours."""
+    queries = min(64, shape.group)
+    rows = 128 if shape.width <= 64 else 64
+    return Tiles(queries, rows, rows // 16, 2)
+
+
+def _splits(shape: Shape, tile: int, wanted: int) -> int:
+    """Return how many programs share a walk so that `wanted` run, each over 512 rows or more."""
+    walks = max(shape.users, shape.queries // tile)
+    rows = shape.behaviours // shape.users
+    return max(1, min(wanted // walks, rows // 512, 64))
+
+
+def attend_at(
+    queries: Tensor,
+    query_offsets: Tensor,
+    cuts: Tensor,
+    keys: Tensor | None,
+    values: Tensor,
+    offsets: Tensor,
+    scale: float,
+    last: int | None,
+    cut: Tiles | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return the interest of each query and the log-sum-exp of its scores.
+
+    Args:
+        queries: `[Q, D]` float16, bfloat16 or float32, as keys and values.
+        query_offsets: `[B + 1]` int64.
+        cuts: `[Q]` int64, ascending within a user.
+        keys: `[N, D]`; the values when None.
+        values: `[N, Dv]`.
+        offsets: `[B + 1]` int64.
+        scale: factor of the scores, above 0.
+        last: behaviours a query sees at most, the latest; all when None.
+        cut: how the kernel is cut; chosen from the shapes when None.
+
+    Returns:
+        `[Q, Dv]` in the dtype of `values`, and `[Q]` float32; zeros where nothing is seen.
+    """
+    walk = _Walk(queries, query_offsets, cuts, keys, values, offsets, scale, last)
+    interest = values.new_empty(walk.queries, walk.value_size)
+    log_sums = values.new_empty(walk.queries, dtype=torch.float32)
+    if walk.queries == 0 or walk.users == 0:
+        return interest, log_sums
+    cut = cut or forward_tiles(walk.shape)
+    parts, part_sums = interest, log_sums
+    if cut.splits > 1:
+        parts = log_sums.new_empty(cut.splits, walk.queries, walk.value_size)
+        part_sums = log_sums.new_empty(cut.splits, walk.queries)
+    with tiles.device_of(values):
+        _interest[walk.grid(walk.queries, cut.queries, cut.splits)](
+            parts,
+            part_sums,
+            *walk.arguments,
+            **walk.constants,
+            **_options(cut),
+            SPLITS=cut.splits,
+        )
+        if cut.splits > 1:
+            _merge[(triton.cdiv(walk.queries, _MERGED_ROWS),)](
+                parts,
+                part_sums,
+                interest,
+                log_sums,
+                walk.queries,
+                cut.splits,
+                DV=walk.value_size,
+                VALUE_WIDTH=_width(walk.value_size),
+                ROWS=_MERGED_ROWS,
+            )
+    return interest, log_sums
+
+
+def attend_at_backward(
+    grad: Tensor,
+    interest: Tensor,
+    log_sums: Tensor,
+    queries: Tensor,
+    query_offsets: Tensor,
+    cuts: Tensor,
+    keys: Tensor | None,
+    values: Tensor,
+    offsets: Tensor,
+    scale: float,
+    last: int | None,
+    query_cut: Tiles | None = None,
+    behaviour_cut: Tiles | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of queries `[Q, D]`, keys `[N, D]` and values `[N, Dv]`.
+
+    Args:
+        grad: `[Q, Dv]`, of the interest.
+        interest: `[Q, Dv]`, from the forward pass.
+        log_sums: `[Q]` float32, from the forward pass.
+        queries: as in the forward pass, and so on up to `last`.
+        query_offsets: see `attend_at`.
+        cuts: see `attend_at`.
+        keys: see `attend_at`.
+        values: see `attend_at`.
+        offsets: see `attend_at`.
+        scale: see `attend_at`.
+        last: see `attend_at`.
+        query_cut: how the kernel of the gradient of queries is cut.
+        behaviour_cut: how the kernel of the gradient of behaviours is cut.
+
+    Returns:
+        Gradients in the dtype of the rows. Without keys that of values has both parts, and that of
+        keys is `[0, D]`.
+    """
+    walk = _Walk(queries, query_offsets, cuts, keys, values, offsets, scale, last)
+    grad, interest = grad.contiguous(), interest.contiguous()
+    grad_queries = queries.new_empty(queries.shape)
+    grad_values = values.new_empty(values.shape)
+    grad_keys = values.new_empty(0 if keys is None else walk.behaviours, walk.size)
+    if walk.users == 0:
+        return grad_queries, grad_keys, grad_values
+    alongs = log_sums.new_empty(walk.queries)
+    with tiles.device_of(values):
+        if walk.queries:
+            query_cut = query_cut or query_tiles(walk.shape)
+            _launch_grad_of_queries(walk, query_cut, grad, interest, log_sums, alongs, grad_queries)
+        if walk.behaviours:
+            cut = behaviour_cut or behaviour_tiles(walk.shape)
+            _grad_of_behaviours[walk.grid(walk.behaviours, cut.behaviours)](
+                grad,
+                log_sums,
+                alongs,
+                grad_keys,
+                grad_values,
+                *walk.arguments,
+                **walk.constants,
+                **_options(cut),
+            )
+    return grad_queries, grad_keys, grad_values
+
+
+def _launch_grad_of_queries(
+    walk: "_Walk",
+    cut: Tiles,
+    grad: Tensor,
+    interest: Tensor,
+    log_sums: Tensor,
+    alongs: Tensor,
+    grad_queries: Tensor,
+) -> None:
+    parts = grad_queries
+    if cut.splits > 1:
+        parts = log_sums.new_empty(cut.splits, *grad_queries.shape)
+    _grad_of_queries[walk.grid(walk.queries, cut.queries, cut.splits)](
+        grad,
+        interest,
+        log_sums,
+        alongs,
+        parts,
+        *walk.arguments,
+        **walk.constants,
+        **_options(cut),
+        SPLITS=cut.splits,
+    )
+    if cut.splits > 1:
+        count = grad_queries.numel()
+        _add_up[(triton.cdiv(count, 1024),)](parts, grad_queries, count, cut.splits, BLOCK=1024)
+
+
+class _Walk:
+    """The arguments that all kernels take in the same order, and the sizes they stand for."""
+
+    def __init__(
+        self,
+        queries: Tensor,
+        query_offsets: Tensor,
+        cuts: Tensor,
+        keys: Tensor | None,
+        values: Tensor,
+        offsets: Tensor,
+        scale: float,
+        last: int | None,
+    ) -> None:
+        self.users = offsets.shape[0] - 1
+        self.queries, self.size = queries.shape
+        self.behaviours, self.value_size = values.shape
+        self.read_bytes = values.element_size() * (1 if keys is None else 2)
+        values = values.contiguous()
+        self.arguments = (
+            queries.contiguous(),
+            query_offsets.contiguous(),
+            cuts.contiguous(),
+            values if keys is None else keys.contiguous(),
+            values,
+            offsets.contiguous(),
+            self.users,
+            self.queries,
+            self.behaviours,
+            scale,
+            0 if last is None else min(last, _LONGEST),
+        )
+        self.constants = {
+            "D": self.size,
+            "DV": self.value_size,
+            "WIDTH": _width(self.size),
+            "VALUE_WIDTH": _width(self.value_size),
+            "SHARED": keys is None,
+            "LAST": last is not None,
+            # A single TF32 product is no float32; three of them are nearly one.
+            "PRECISION": "tf32x3" if values.dtype == torch.float32 else "tf32",
+        }
+
+    @property
+    def shape(self) -> Shape:
+        """What decides how kernels are cut."""
+        width = _width(max(self.size, self.value_size))
+        return Shape(self.users, self.queries, self.behaviours, width * self.read_bytes, width)
+
+    def grid(self, rows: int, tile: int, splits: int = 1) -> tuple[int, int]:
+        """Return how many programs cover `rows` rows of all users in tiles, and their splits."""
+        return tiles.slots(self.users, rows, tile), splits
+
+
+def _options(cut: Tiles) -> dict[str, Any]:
+    return {
+        "QUERIES": cut.queries,
+        "BEHAVIOURS": cut.behaviours,
+        "num_warps": cut.warps,
+        "num_stages": cut.stages,
+    }
+
+
+def _width(size: int) -> int:
+    """Return the columns of a tile, for matrix products take powers of two from 16 up."""
+    return max(16, 1 << (size - 1).bit_length())
+
+
+@triton.jit
+def _tile(rows_ptr, first, ROWS: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr):
+    """Return pointers to ROWS rows of SIZE columns from `first` on, and the row and column."""
+    row, column = tl.arange(0, ROWS)[:, None], tl.arange(0, WIDTH)[None, :]
+    return rows_ptr + tl.cast(first, tl.int64) * SIZE + row * SIZE + column, row, column
+
+
+@triton.jit
+def _load(
+    rows_ptr,
+    first,
+    count,
+    ROWS: tl.constexpr,
+    SIZE: tl.constexpr,
+    WIDTH: tl.constexpr,
+    WHOLE: tl.constexpr = False,
+):
+    """Load a tile: zeros beyond SIZE columns and, unless it is WHOLE, from row `count` on."""
+    tile, row, column = _tile(rows_ptr, first, ROWS, SIZE, WIDTH)
+    if WHOLE and SIZE == WIDTH:
+        x = tl.load(tile)
+    elif WHOLE:
+        x = tl.load(tile, mask=column < SIZE, other=0.0)
+    elif SIZE == WIDTH:
+        x = tl.load(tile, mask=row < count, other=0.0)
+    else:
+        x = tl.load(tile, mask=(row < count) & (column < SIZE), other=0.0)
+    return x
+
+
+@triton.jit
+def _store(rows_ptr, first, count, x, ROWS: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr):
+    tile, row, column = _tile(rows_ptr, first, ROWS, SIZE, WIDTH)
+    inside = (row < count) & (column < SIZE)
+    tl.store(tile, x.to(rows_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _seen(cuts_ptr, begin, count, length, last, QUERIES: tl.constexpr, LAST: tl.constexpr):
+    """Return what the queries of a tile see: positions from low up to cut within their user."""
+    row = tl.arange(0, QUERIES)
+    cut = tl.load(cuts_ptr + begin + row, mask=row < count, other=0)
+    cut = tl.minimum(tl.maximum(cut, 0), length).to(tl.int32)
+    low = tl.maximum(cut - last, 0) if LAST else tl.zeros_like(cut)
+    return low, cut
+
+
+@triton.jit
+def _walk(low, cut, real, length, TILE: tl.constexpr, SPLITS: tl.constexpr):
+    """Return where a walk over behaviours begins, needs no mask from and to, and ends.
+
+    Splits share what the queries of a tile see, in whole tiles of behaviours.
+    """
+    begin = tl.min(tl.where(real, low, length), 0)
+    end = tl.maximum(tl.max(cut, 0), begin)
+    seen_by_all_from = begin + tl.cdiv(tl.maximum(tl.max(low, 0) - begin, 0), TILE) * TILE
+    seen_by_all_to = tl.min(tl.where(real, cut, length), 0)
+    if SPLITS > 1:
+        share = tl.cdiv(tl.cdiv(end - begin, TILE), SPLITS) * TILE
+        begin = tl.minimum(begin + tl.program_id(1) * share, end)
+        end = tl.minimum(begin + share, end)
+    whole_from = tl.minimum(tl.maximum(seen_by_all_from, begin), end)
+    whole = tl.maximum(tl.minimum(seen_by_all_to, end) - whole_from, 0) // TILE * TILE
+    return begin, whole_from, whole_from + whole, end
+
+
+@triton.jit
+def _watchers(cuts_ptr, count, start, stop, last, QUERIES: tl.constexpr, LAST: tl.constexpr):
+    """Return, as `_walk`, the stretch of a user's queries that see any of start .. stop.
+
+    Cuts ascend, so counting those below a bound finds the first that is not.
+    """
+    begin = tl.full([], 0, tl.int32)
+    whole_from = begin
+    whole_to = begin
+    end = begin
+    for at in range(0, count, _CUTS_AT_ONCE):
+        row = at + tl.arange(0, _CUTS_AT_ONCE)
+        cut = tl.load(cuts_ptr + row, mask=row < count, other=_NEVER)
+        begin += tl.sum((cut <= start).to(tl.int32), 0)
+        whole_from += tl.sum((cut < stop).to(tl.int32), 0)
+        if LAST:
+            whole_to += tl.sum((cut <= start + last).to(tl.int32), 0)
+            end += tl.sum((cut < stop + last).to(tl.int32), 0)
+    if not LAST:
+        end += count
+        whole_to += count
+    whole_from = tl.minimum(begin + tl.cdiv(whole_from - begin, QUERIES) * QUERIES, end)
+    if LAST:
+        whole_to = whole_from + tl.maximum(whole_to - whole_from, 0) // QUERIES * QUERIES
+    return begin, whole_from, whole_to, end
+
+
+@triton.jit
+def _weights(logarithms, PRECISION: tl.constexpr):
+    """Return the softmax weights of the backward pass from their logarithms to base 2."""
+    # Scores in the millions, added up in another order than in the forward pass, can come out
+    # above their log-sum. In lower precision such scores mean nothing, and this costs time.
+    if PRECISION == "tf32x3":
+        logarithms = tl.minimum(logarithms, 0.0)
+    return tl.exp2(logarithms)
+
+
+@triton.jit(do_not_specialize=["users", "queries", "behaviours", "last"])
+def _interest(
+    interest_ptr,
+    log_sums_ptr,
+    queries_ptr,
+    query_offsets_ptr,
+    cuts_ptr,
+    keys_ptr,
+    values_ptr,
+    offsets_ptr,
+    users,
+    queries,
+    behaviours,
+    scale,
+    last,
+    D: tl.constexpr,
+    DV: tl.constexpr,
+    WIDTH: tl.constexpr,
+    VALUE_WIDTH: tl.constexpr,
+    SHARED: tl.constexpr,
+    LAST: tl.constexpr,
+    PRECISION: tl.constexpr,
+    QUERIES: tl.constexpr,
+    BEHAVIOURS: tl.constexpr,
+    SPLITS: tl.constexpr,
+):
+    user, begin, end = tiles.user_slot(query_offsets_ptr, users, tl.program_id(0), QUERIES)
+    begin, end = tl.maximum(begin, 0), tl.minimum(end, queries)
+    if begin >= end:
+        return
+    count = end - begin
+    first, behind = tiles.span(offsets_ptr, user, behaviours)
+    length = (behind - first).to(tl.int32)
+    q = _load(queries_ptr, begin, count, QUERIES, D, WIDTH)
+    low, cut = _seen(cuts_ptr, begin, count, length, last, QUERIES, LAST)
+    real = tl.arange(0, QUERIES) < count
+    start, whole_from, whole_to, stop = _walk(low, cut, real, length, BEHAVIOURS, SPLITS)
+    scale *= _LOG2_E
+    top = tl.full([QUERIES], _LOWEST, tl.float32)
+    total = tl.zeros([QUERIES], tl.float32)
+    sums = tl.zeros([QUERIES, VALUE_WIDTH], tl.float32)
+    for PART in tl.static_range(0 if LAST else 1, 3):
+        at_first = start if PART == 0 else (whole_from if PART == 1 else whole_to)
+        at_stop = whole_from if PART == 0 else (whole_to if PART == 1 else stop)
+        for at in range(at_first, at_stop, BEHAVIOURS):
+            k = _load(keys_ptr, first + at, length - at, BEHAVIOURS, D, WIDTH, PART == 1)
+            scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+            if PART != 1:
+                position = at + tl.arange(0, BEHAVIOURS)
+                seen = position[None, :] < cut[:, None]
+                if LAST:
+                    seen &= position[None, :] >= low[:, None]
+                scores = tl.where(seen, scores, float("-inf"))
+            higher = tl.maximum(top, tl.max(scores, 1) * scale)
+            weights = tl.exp2(scores * scale - higher[:, None])
+            fade = tl.exp2(top - higher)
+            top = higher
+            total = total * fade + tl.sum(weights, 1)
+            if SHARED:
+                v = k
+            else:
+                v = _load(
+                    values_ptr, first + at, length - at, BEHAVIOURS, DV, VALUE_WIDTH, PART == 1
+                )
+            weights = weights.to(v.dtype)
+            sums = tl.dot(weights, v, sums * fade[:, None], input_precision=PRECISION)
+    # A query that sees nothing has a total of 0 and sums of zeros.
+    divisor = tl.where(total > 0, total, 1.0)
+    log_sum = top + tl.log2(divisor)
+    if SPLITS > 1:
+        log_sum = tl.where(total > 0, log_sum, float("-inf"))
+    else:
+        log_sum = tl.where(total > 0, log_sum * _LN_2, 0.0)
+    begin += tl.program_id(1).to(tl.int64) * queries
+    _store(interest_ptr, begin, count, sums / divisor[:, None], QUERIES, DV, VALUE_WIDTH)
+    row = tl.arange(0, QUERIES)
+    tl.store(log_sums_ptr + begin + row, log_sum, mask=row < count)
+
+
+@triton.jit(do_not_specialize=["queries", "splits"])
+def _merge(
+    parts_ptr,
+    part_sums_ptr,
+    interest_ptr,
+    log_sums_ptr,
+    queries,
+    splits,
+    DV: tl.constexpr,
+    VALUE_WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """Merge the interests of all splits by their shares of the weights; sums are logs to base 2."""
+    begin = tl.program_id(0).to(tl.int64) * ROWS
+    count = queries - begin
+    row = tl.arange(0, ROWS)
+    real = row < count
+    top = tl.full([ROWS], _LOWEST, tl.float32)
+    for part in range(splits):
+        at = begin + tl.cast(part, tl.int64) * queries
+        top = tl.maximum(top, tl.load(part_sums_ptr + at + row, mask=real, other=0.0))
+    total = tl.zeros([ROWS], tl.float32)
+    sums = tl.zeros([ROWS, VALUE_WIDTH], tl.float32)
+    for part in range(splits):
+        at = begin + tl.cast(part, tl.int64) * queries
+        weight = tl.exp2(tl.load(part_sums_ptr + at + row, mask=real, other=0.0) - top)
+        total += weight
+        sums += weight[:, None] * _load(parts_ptr, at, count, ROWS, DV, VALUE_WIDTH)
+    divisor = tl.where(total > 0, total, 1.0)
+    _store(interest_ptr, begin, count, sums / divisor[:, None], ROWS, DV, VALUE_WIDTH)
+    log_sum = tl.where(total > 0, (top + tl.log2(divisor)) * _LN_2, 0.0)
+    tl.store(log_sums_ptr + begin + row, log_sum, mask=real)
+
+
+@triton.jit(do_not_specialize=["users", "queries", "behaviours", "last"])
+def _grad_of_queries(
+    grad_ptr,
+    interest_ptr,
+    log_sums_ptr,
+    alongs_ptr,
+    grad_queries_ptr,
+    queries_ptr,
+    query_offsets_ptr,
+    cuts_ptr,
+    keys_ptr,
+    values_ptr,
+    offsets_ptr,
+    users,
+    queries,
+    behaviours,
+    scale,
+    last,
+    D: tl.constexpr,
+    DV: tl.constexpr,
+    WIDTH: tl.constexpr,
+    VALUE_WIDTH: tl.constexpr,
+    SHARED: tl.constexpr,
+    LAST: tl.constexpr,
+    PRECISION: tl.constexpr,
+    QUERIES: tl.constexpr,
+    BEHAVIOURS: tl.constexpr,
+    SPLITS: tl.constexpr,
+):
+    """Write gradients of queries, and scale times each interest's part along its gradient."""
+    user, begin, end = tiles.user_slot(query_offsets_ptr, users, tl.program_id(0), QUERIES)
+    begin, end = tl.maximum(begin, 0), tl.minimum(end, queries)
+    if begin >= end:
+        return
+    count = end - begin
+    first, behind = tiles.span(offsets_ptr, user, behaviours)
+    length = (behind - first).to(tl.int32)
+    q = _load(queries_ptr, begin, count, QUERIES, D, WIDTH)
+    grad = _load(grad_ptr, begin, count, QUERIES, DV, VALUE_WIDTH)
+    interest = _load(interest_ptr, begin, count, QUERIES, DV, VALUE_WIDTH)
+    row = tl.arange(0, QUERIES)
+    real = row < count
+    along = tl.sum(grad.to(tl.float32) * interest.to(tl.float32), 1) * scale
+    if SPLITS == 1 or tl.program_id(1) == 0:
+        tl.store(alongs_ptr + begin + row, along, mask=real)
+    log_sum = tl.load(log_sums_ptr + begin + row, mask=real, other=0.0) * _LOG2_E
+    low, cut = _seen(cuts_ptr, begin, count, length, last, QUERIES, LAST)
+    start, whole_from, whole_to, stop = _walk(low, cut, real, length, BEHAVIOURS, SPLITS)
+    sums = tl.zeros([QUERIES, WIDTH], tl.float32)
+    for PART in tl.static_range(0 if LAST else 1, 3):
+        at_first = start if PART == 0 else (whole_from if PART == 1 else whole_to)
+        at_stop = whole_from if PART == 0 else (whole_to if PART == 1 else stop)
+        for at in range(at_first, at_stop, BEHAVIOURS):
+            k = _load(keys_ptr, first + at, length - at, BEHAVIOURS, D, WIDTH, PART == 1)
+            if SHARED:
+                v = k
+            else:
+                v = _load(
+                    values_ptr, first + at, length - at, BEHAVIOURS, DV, VALUE_WIDTH, PART == 1
+                )
+            scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+            gains = tl.dot(grad, tl.trans(v), input_precision=PRECISION)
+            if PART != 1:
+                position = at + tl.arange(0, BEHAVIOURS)
+                seen = position[None, :] < cut[:, None]
+                if LAST:
+                    seen &= position[None, :] >= low[:, None]
+                scores = tl.where(seen, scores, float("-inf"))
+            weights = _weights(scores * (scale * _LOG2_E) - log_sum[:, None], PRECISION)
+            slopes = weights * (gains * scale - along[:, None])
+            sums = tl.dot(slopes.to(k.dtype), k, sums, input_precision=PRECISION)
+    begin += tl.program_id(1).to(tl.int64) * queries
+    _store(grad_queries_ptr, begin, count, sums, QUERIES, D, WIDTH)
+
+
+@triton.jit(do_not_specialize=["count", "splits"])
+def _add_up(parts_ptr, out_ptr, count, splits, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    real = at < count
+    sums = tl.zeros([BLOCK], tl.float32)
+    for part in range(splits):
+        sums += tl.load(parts_ptr + tl.cast(part, tl.int64) * count + at, mask=real, other=0.0)
+    tl.store(out_ptr + at, sums.to(out_ptr.dtype.element_ty), mask=real)
+
+
+@triton.jit(do_not_specialize=["users", "queries", "behaviours", "last"])
+def _grad_of_behaviours(
+    grad_ptr,
+    log_sums_ptr,
+    alongs_ptr,
+    grad_keys_ptr,
+    grad_values_ptr,
+    queries_ptr,
+    query_offsets_ptr,
+    cuts_ptr,
+    keys_ptr,
+    values_ptr,
+    offsets_ptr,
+    users,
+    queries,
+    behaviours,
+    scale,
+    last,
+    D: tl.constexpr,
+    DV: tl.constexpr,
+    WIDTH: tl.constexpr,
+    VALUE_WIDTH: tl.constexpr,
+    SHARED: tl.constexpr,
+    LAST: tl.constexpr,
+    PRECISION: tl.constexpr,
+    QUERIES: tl.constexpr,
+    BEHAVIOURS: tl.constexpr,
+):
+    user, begin, end = tiles.user_slot(offsets_ptr, users, tl.program_id(0), BEHAVIOURS)
+    begin, end = tl.maximum(begin, 0), tl.minimum(end, behaviours)
+    if begin >= end:
+        return
+    count = end - begin
+    k = _load(keys_ptr, begin, count, BEHAVIOURS, D, WIDTH)
+    v = k if SHARED else _load(values_ptr, begin, count, BEHAVIOURS, DV, VALUE_WIDTH)
+    place = begin - tl.load(offsets_ptr + user)
+    first, behind = tiles.span(query_offsets_ptr, user, queries)
+    watching = (behind - first).to(tl.int32)
+    start, whole_from, whole_to, stop = _watchers(
+        cuts_ptr + first, watching, place, place + count, last, QUERIES, LAST
+    )
+    position = (place + tl.arange(0, BEHAVIOURS))[:, None]
+    grad_keys = tl.zeros([BEHAVIOURS, WIDTH], tl.float32)
+    grad_values = tl.zeros([BEHAVIOURS, VALUE_WIDTH], tl.float32)
+    for PART in tl.static_range(0, 3 if LAST else 2):
+        at_first = start if PART == 0 else (whole_from if PART == 1 else whole_to)
+        at_stop = whole_from if PART == 0 else (whole_to if PART == 1 else stop)
+        for at in range(at_first, at_stop, QUERIES):
+            # A row from `stop` on is zeros: its weight is 1 and what it adds is zeros.
+            rows = first + at
+            q = _load(queries_ptr, rows, stop - at, QUERIES, D, WIDTH)
+            grad = _load(grad_ptr, rows, stop - at, QUERIES, DV, VALUE_WIDTH)
+            row = tl.arange(0, QUERIES)
+            real = row < stop - at
+            log_sum = tl.load(log_sums_ptr + rows + row, mask=real, other=0.0) * _LOG2_E
+            along = tl.load(alongs_ptr + rows + row, mask=real, other=0.0)
+            scores = tl.dot(k, tl.trans(q), input_precision=PRECISION)
+            gains = tl.dot(v, tl.trans(grad), input_precision=PRECISION)
+            if PART != 1:
+                cut = tl.load(cuts_ptr + rows + row, mask=real, other=0)[None, :]
+                seen = position < cut
+                if LAST:
+                    seen &= position >= cut - last
+                scores = tl.where(seen, scores, float("-inf"))
+            weights = _weights(scores * (scale * _LOG2_E) - log_sum[None, :], PRECISION)
+            slopes = weights * (gains * scale - along[None, :])
+            weights = weights.to(grad.dtype)
+            slopes = slopes.to(q.dtype)
+            if SHARED:
+                grad_values = tl.dot(slopes, q, grad_values, input_precision=PRECISION)
+            else:
+                grad_keys = tl.dot(slopes, q, grad_keys, input_precision=PRECISION)
+            grad_values = tl.dot(weights, grad, grad_values, input_precision=PRECISION)
+    _store(grad_values_ptr, begin, count, grad_values, BEHAVIOURS, DV, VALUE_WIDTH)
+    if not SHARED:
+        _store(grad_keys_ptr, begin, count, grad_keys, BEHAVIOURS, D, WIDTH)
