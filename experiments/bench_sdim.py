@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from experiments.sdim_benchmark import report
 from experiments.sdim_benchmark.click_training import StepShape, TrainingFigures, training
 from experiments.sdim_benchmark.clock import Ceilings, Clock
-from experiments.sdim_benchmark.measure import Bench, RowFigures
+from experiments.sdim_benchmark.measure import Bench, RowFigures, reason
 from experiments.sdim_benchmark.rows import DTYPES, Row, all_rows
 
 ROWS = (
@@ -120,9 +120,12 @@ def run(settings: Settings) -> tuple[list[RowFigures], TrainingFigures | None]:
         figures.append(bench.row(row))
         keep()
     if "training" in settings.rows:
-        shape = StepShape().tiny() if settings.tiny else StepShape()
         print("training step", flush=True)
-        trained = training(clock, shape, settings.dtype, settings.compiling)
+        shape = StepShape().tiny() if settings.tiny else StepShape()
+        try:
+            trained = training(clock, shape, settings.dtype, settings.compiling)
+        except Exception as error:  # of the device, after which the figures above still count
+            print(f"  {reason(error)}")
         keep()
     _print(settings, ceilings, figures, trained)
     print(f"in {time.monotonic() - begun:.0f} s")

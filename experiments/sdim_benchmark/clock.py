@@ -12,6 +12,7 @@ from torch import Tensor
 _CACHE_BYTES = 2**28  # beyond the second-level cache of every GPU of today
 _CYCLES_A_SECOND = 2e9  # of a GPU's clock, at most
 _LONGEST_WAIT_S = 5e-3
+_LONG_CALL_S = 0.3  # once is enough
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ class Clock:
             torch.cuda.synchronize(self.device)
 
     def _repeats(self, a_call: float) -> int:
-        return int(min(100, max(3, self.seconds / max(a_call, 1e-6))))
+        least = 3 if a_call < _LONG_CALL_S else 1
+        return int(min(100, max(least, self.seconds / max(a_call, 1e-6))))
 
     def _events(self, run: Callable[[], object], repeats: int, launched: float) -> float:
         cycles = int(min(2 * launched, _LONGEST_WAIT_S) * _CYCLES_A_SECOND)

@@ -110,7 +110,7 @@ class Bench:
     dtype: torch.dtype
     impl: str
     ends: float
-    known: dict[tuple[Callable[..., Tensor], Shape], Figures] = field(default_factory=dict)
+    known: dict[tuple[str, Callable[..., Tensor], Shape], Figures] = field(default_factory=dict)
 
     def row(self, row: Row) -> RowFigures:
         """Measure a row, ours first; after an error of the device itself there are no times."""
@@ -126,14 +126,15 @@ class Bench:
     def _sides(self, row: Row, batch: Batch) -> dict[str, Any]:
         ours = self.side(row.ours(self.impl), batch)
         automatic = None if self.impl == "auto" else self.side(row.ours("auto"), batch)
-        plain = replace(row.ours(row.plain), name=f"our {row.plain}")
-        others = () if row.plain == self.impl else (plain,)
-        found = tuple(self._rivals((*others, *row.rivals), batch))
+        plain: tuple[Side, ...] = ()
+        if row.plain not in (None, self.impl):
+            plain = (replace(row.ours(row.plain), name=f"our {row.plain}"),)
+        found = tuple(self._rivals((*plain, *row.rivals), batch))
         return {"ours": ours, "rivals": found, "automatic": automatic}
 
     def _rivals(self, sides: Iterable[Side], batch: Batch) -> Iterable[Figures]:
         for side in sides:
-            key = (side.function, batch.shape)
+            key = (side.name, side.function, batch.shape)
             if key not in self.known and time.monotonic() > self.ends:
                 yield Figures(name=side.name, same=side.same, failure="left out, time is over")
                 continue

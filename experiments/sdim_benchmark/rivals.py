@@ -110,9 +110,8 @@ def sdpa(values: Tensor, queries: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def flex(values: Tensor, queries: Tensor, mask: BlockMask) -> Tensor:
-    """Exact attention by flex_attention, one head."""
-    keys = values[:, None]
-    result = flex_attention(queries[:, None], keys, keys, block_mask=mask)
+    """Exact attention by flex_attention, `[B, 1, L, D]` and `[B, 1, Q, D]`."""
+    result = flex_attention(queries, values, values, block_mask=mask)
     assert isinstance(result, Tensor)
     return result[:, 0]
 
@@ -138,7 +137,7 @@ EINSUM = Side(
     define=definitions.attend_at,
 )
 ROUNDED = Side(
-    name="einsum of rounded planes",
+    name="rounded einsum",
     function=rounded_einsum,
     arguments=lambda b: (b.values, b.queries, b.planes, b.shape.tau),
     define=definitions.attend_at_rounded,
@@ -213,7 +212,8 @@ def _block_mask(b: Batch) -> BlockMask:
 FLEX = Side(
     name="flex",
     function=flex,
-    arguments=lambda b: (b.values, b.queries, _block_mask(b)),
+    # With their head already, for the compiler refuses views of what it was given.
+    arguments=lambda b: (b.values[:, None], b.queries[:, None], _block_mask(b)),
     define=definitions.exact_attention_at,
     leaves=("values", "queries"),
 )

@@ -1,6 +1,6 @@
 """The rows of the benchmark: operators, shapes, rivals, and the work that none can avoid."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,7 +42,7 @@ class Row:
     ours: Callable[[Any], Side]  # each operator has names of its own
     rivals: tuple[Side, ...]
     work: Callable[[Shape, int], Work]
-    plain: str = "reference"  # our implementation without kernels
+    plain: str | None = "reference"  # our implementation without kernels, to be timed as a rival
 
     @property
     def name(self) -> str:
@@ -184,78 +184,68 @@ def _sum_operations(s: Shape) -> float:
     return 2.0 * s.behaviours * s.size * s.groups
 
 
+_Compiler = Callable[..., tuple[Side, ...]]
+
+
 def all_rows(compiling: bool) -> list[Row]:
     """Return every row, the most wanted first; without compiling, eager rivals alone."""
 
     def compiled(*sides: Side) -> tuple[Side, ...]:
         return tuple(side.compile() for side in sides) if compiling else ()
 
-    def groups() -> tuple[Side, ...]:
-        return (rivals.groups_compiled(),) if compiling else ()
-
-    other = replace(rivals.SDPA, same=False)
-    other_at = tuple(
-        replace(side, same=False) for side in (*compiled(rivals.FLEX), rivals.SDPA_MASKED)
-    )
-    sampled = (rivals.SCATTER, rivals.EINSUM, *compiled(rivals.EINSUM, rivals.ROUNDED))
-    broad = (rivals.EINSUM, *compiled(rivals.EINSUM), other)
-    masks = (rivals.GROUPS, *groups())
+    # The same objects for both kinds of rows, so that each is measured once a shape.
+    exact_at = (*compiled(rivals.FLEX), rivals.SDPA_MASKED)
+    one_group = (rivals.groups_compiled(),) if compiling else ()
     return [
-        Row(
-            "attend",
-            ONE,
-            _attend,
-            (*sampled, other, rivals.DIN, *compiled(rivals.DIN)),
-            _attend_work,
-        ),
-        *(Row("attend", shape, _attend, broad, _attend_work) for shape in BROAD),
-        Row("attend_at", MANY, _attend_at, (*masks, *other_at), _attend_at_work),
-        Row(
-            "encode",
-            BROAD[0],
-            _encode,
-            (
-                rivals.SCATTER_TABLE,
-                rivals.ONE_HOT,
-                *compiled(rivals.SCATTER_TABLE, rivals.ONE_HOT),
-            ),
-            _encode_work,
-        ),
-        Row(
-            "read",
-            Shape(users=1024, length=1, size=64, candidates=500),
-            _read,
-            (rivals.GATHER, rivals.GATHER_UNITS, *compiled(rivals.GATHER, rivals.GATHER_UNITS)),
-            _read_work,
-        ),
-        Row("attend_at", LONG, _attend_at, other_at, _attend_at_work),
-        Row("attend_at", replace(MANY, requests=256), _attend_at, other_at, _attend_at_work),
-        *(
-            Row("attend", replace(ONE, tau=tau), _attend, compiled(rivals.EINSUM), _attend_work)
-            for tau in (5, 8)
-        ),
-        *(
-            Row("attend_at", replace(MANY, tau=tau), _attend_at, groups(), _attend_at_work)
-            for tau in (5, 8)
-        ),
-        *(
-            Row(
-                "target_attention", shape, _target_attention, (rivals.SDPA,), _exact_work, "blocked"
-            )
-            for shape in (ONE, *BROAD)
-        ),
-        *(
-            Row(
-                "target_attention_at",
-                shape,
-                _target_attention_at,
-                tuple(replace(side, same=True) for side in other_at),
-                _exact_work,
-                "blocked",
-            )
-            for shape in (MANY, LONG, replace(MANY, requests=256))
-        ),
+        *_attend_rows(compiled),
+        *_attend_at_rows(one_group, exact_at),
+        *_table_rows(compiled),
+        *_wide_rows(compiled, one_group),
+        *_exact_rows(exact_at),
     ]
+
+
+def _attend_rows(compiled: _Compiler) -> Iterable[Row]:
+    exact = replace(rivals.SDPA, same=False)
+    sampled = (rivals.SCATTER, rivals.EINSUM, *compiled(rivals.EINSUM, rivals.ROUNDED))
+    others = (exact, rivals.DIN, *compiled(rivals.DIN))
+    yield Row("attend", ONE, _attend, (*sampled, *others), _attend_work)
+    for shape in BROAD:
+        sides = (rivals.EINSUM, *compiled(rivals.EINSUM), exact)
+        yield Row("attend", shape, _attend, sides, _attend_work)
+
+
+def _attend_at_rows(one_group: tuple[Side, ...], exact: tuple[Side, ...]) -> Iterable[Row]:
+    others = tuple(replace(side, same=False) for side in exact)
+    masks = (rivals.GROUPS, *one_group)
+    yield Row("attend_at", MANY, _attend_at, (*masks, *others), _attend_at_work)
+    for shape in (LONG, replace(MANY, requests=256)):
+        yield Row("attend_at", shape, _attend_at, others, _attend_at_work)
+
+
+def _table_rows(compiled: _Compiler) -> Iterable[Row]:
+    made = (rivals.SCATTER_TABLE, rivals.ONE_HOT)
+    yield Row("encode", BROAD[0], _encode, (*made, *compiled(*made)), _encode_work)
+    # Tables are drawn and not made, so that no history is needed.
+    shape = Shape(users=1024, length=1, size=64, candidates=500)
+    found = (rivals.GATHER, rivals.GATHER_UNITS)
+    yield Row("read", shape, _read, (*found, *compiled(*found)), _read_work)
+
+
+def _wide_rows(compiled: _Compiler, one_group: tuple[Side, ...]) -> Iterable[Row]:
+    for tau in (5, 8):
+        shape = replace(ONE, tau=tau)
+        yield Row("attend", shape, _attend, compiled(rivals.EINSUM), _attend_work)
+        yield Row("attend_at", replace(MANY, tau=tau), _attend_at, one_group, _attend_at_work)
+
+
+def _exact_rows(exact: tuple[Side, ...]) -> Iterable[Row]:
+    # Without kernels it walks users one by one on the host: once is enough of it.
+    for shape, plain in zip((ONE, *BROAD), ("blocked", None, None), strict=True):
+        yield Row("target_attention", shape, _target_attention, (rivals.SDPA,), _exact_work, plain)
+    shapes = (MANY, LONG, replace(MANY, requests=256))
+    for shape, plain in zip(shapes, ("blocked", None, None), strict=True):
+        yield Row("target_attention_at", shape, _target_attention_at, exact, _exact_work, plain)
 
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
