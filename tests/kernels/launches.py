@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_USERS, _ROWS, _QUERIES = 1024, 1024 * 1000, 1024 * 300
+_USERS, _ROWS = 1024, 1024 * 1000
 
 
 class Shape(NamedTuple):
@@ -50,12 +50,16 @@ class Shape(NamedTuple):
         """`[B, C, D]`."""
         return self.values.new_empty(_USERS, count, self.size)
 
+    def requests(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries `[Q, D]`, their offsets `[B + 1]` and cuts `[Q]`."""
+        queries = self.candidates(count).flatten(0, 1)
+        return queries, self.offsets, self.offsets.new_empty(queries.shape[0])
+
 
 def _codes(shape: Shape) -> None:
     from hashtab.kernels.sdim.triton import hashing
 
     hashing.codes(shape.values, shape.planes, shape.tau)
-    hashing.pack_codes(shape.values, shape.planes, shape.tau)
 
 
 def _encode(shape: Shape) -> None:
@@ -65,18 +69,74 @@ def _encode(shape: Shape) -> None:
     encode.encode_backward(table, shape.offsets, packed, shape.dtype)
 
 
-_SDIM = {"codes": _codes, "encode": _encode}
-_SDIM_SHAPES = [
-    Shape(torch.bfloat16, 64, 3, 16),
-    Shape(torch.bfloat16, 128, 3, 16),
-    Shape(torch.bfloat16, 256, 10, 64),
-    Shape(torch.float16, 40, 8, 16),
-    Shape(torch.float32, 64, 3, 16),
-    Shape(torch.float32, 256, 8, 16),
-]
+def _read(shape: Shape) -> None:
+    from hashtab.kernels.sdim.triton import read
 
-LAUNCHES: dict[str, Callable[[], object]] = {
-    f"{name} {shape}": partial(launch, shape)
-    for name, launch in _SDIM.items()
-    for shape in _SDIM_SHAPES
+    table = torch.empty(_USERS, shape.groups, 2**shape.tau, shape.size, device="meta")
+    interest, packed = read.read(table, shape.candidates(500), shape.planes, shape.tau)
+    read.read_backward(interest, table, packed)
+
+
+def _attend(shape: Shape, candidates: int) -> None:
+    from hashtab.kernels.sdim.triton import attend
+
+    queries = shape.candidates(min(candidates, 2**shape.tau))  # more are read from a table
+    interest, packed, query_packed, sums = attend.attend(
+        shape.values, shape.offsets, queries, shape.planes, shape.tau, keep=True
+    )
+    attend.attend_backward(
+        interest, sums, shape.offsets, packed, query_packed, shape.groups, shape.tau
+    )
+
+
+def _attend_at(shape: Shape) -> None:
+    from hashtab.kernels.sdim.triton import attend_at
+
+    queries, query_offsets, cuts = shape.requests(320)
+    interest, packed, query_packed = attend_at.attend_at(
+        shape.values, shape.offsets, queries, query_offsets, cuts, shape.planes, shape.tau, None
+    )
+    kept = (shape.values, shape.offsets, packed, query_packed, query_offsets, cuts)
+    attend_at.attend_at_backward(interest, *kept, shape.groups, shape.tau, None)
+
+
+def _dense(shape: Shape, requests: int) -> None:
+    from hashtab.kernels.dense import triton as dense
+
+    rest = (*shape.requests(requests), None, shape.values, shape.offsets, 0.1, None)
+    interest, log_sums = dense.attend_at(*rest)
+    dense.attend_at_backward(interest, interest, log_sums, *rest)
+
+
+_OPERATORS = {
+    "codes": _codes,
+    "encode": _encode,
+    "read": _read,
+    "attend to 1": partial(_attend, candidates=1),
+    "attend to many": partial(_attend, candidates=100),
+    "attend_at": _attend_at,
+    "dense for 1": partial(_dense, requests=1),
+    "dense for many": partial(_dense, requests=320),
 }
+_LARGE = Shape(torch.bfloat16, 128, 3, 16)
+_EXACT = Shape(torch.float32, 64, 3, 16)
+_SHAPES = {  # by compute capability; few, for a kernel takes a second
+    80: [_LARGE, _EXACT],
+    90: [
+        Shape(torch.bfloat16, 64, 3, 16),
+        _LARGE,
+        Shape(torch.bfloat16, 256, 10, 64),
+        Shape(torch.float16, 40, 8, 16),
+        _EXACT,
+        Shape(torch.float32, 256, 8, 16),
+    ],
+}
+
+
+def launches(capability: int) -> dict[str, Callable[[], object]]:
+    """Return what to launch on GPUs of a compute capability, by name."""
+    return {
+        f"{name} {shape}": partial(launch, shape)
+        for name, launch in _OPERATORS.items()
+        for shape in _SHAPES[capability]
+    }

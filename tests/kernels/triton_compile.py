@@ -81,7 +81,7 @@ class _NoDevice:
 
 
 @contextmanager
-def launches(capability: int) -> Iterator[list[Any]]:
+def _compiling(capability: int) -> Iterator[list[Any]]:
     """Collect Triton's compiled kernels in place of launching them, once each.
 
     Signature, constants, alignment and options are what Triton itself derives from the arguments
@@ -108,7 +108,7 @@ def launches(capability: int) -> Iterator[list[Any]]:
 
 def compiled_by(launch: Callable[[], object], capability: int) -> list[Compiled]:
     """Return what `launch` would launch on a GPU of this compute capability."""
-    with launches(capability) as kernels:
+    with _compiling(capability) as kernels:
         launch()
     return [_measured(kernel) for kernel in kernels]
 
@@ -155,9 +155,9 @@ def _dots(ttgir: str) -> list[Dot]:
 def main(capability: int, part: str = "") -> None:
     """Print the kernels of each case, or why they do not compile."""
     from tests.kernels.greedy import launch as greedy
-    from tests.kernels.launches import LAUNCHES
+    from tests.kernels.launches import launches
 
-    for case, launch in {"greedy": greedy, **LAUNCHES}.items():
+    for case, launch in {"greedy": greedy, **launches(capability)}.items():
         if part not in case:
             continue
         line: dict[str, object] = {"case": case}
