@@ -5,25 +5,28 @@ with fixed hash planes. A candidate's interest is the mean over the groups of th
 sum of the behaviours in its bucket; an empty bucket counts as zeros. Gradients reach behaviours
 through the sums; codes are constants, so candidates and planes get none.
 
-All functions take `impl`: `"auto"` (native code on CPUs, else the definition), `"reference"` (the
-definition in PyTorch) or `"native"`; a choice that cannot run raises RuntimeError with the
-reason, and all give the same result up to rounding. Values may be float16, bfloat16, float32 or
-float64. Hashing is float32 from the values as stored, sums are float32 or better (float64 for
-float64 values), interests have the dtype of the values.
+All functions take `impl`: `"reference"` (the definition in PyTorch), `"native"` (C, on CPUs),
+`"triton"` (on GPUs), or `"auto"`, the fastest of them that can run; a choice that cannot raises
+RuntimeError with the reason, and all give the same result up to rounding. Values may be float16,
+bfloat16, float32 or, but for Triton, float64. Hashing is float32 from the values as stored, sums
+are float32 or better (float64 for float64 values), interests have the dtype of the values.
 """
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hashtab.kernels.core import checks
-from hashtab.kernels.core.dispatch import Impl, check_impl
+from hashtab.kernels.core.dispatch import check_impl, use_triton
 from hashtab.kernels.core.library import apply
 from hashtab.kernels.core.precision import sums_dtype
 from hashtab.kernels.core.ragged import to_padded
+from hashtab.kernels.sdim import fused
 from hashtab.kernels.sdim import ops as _ops  # noqa: F401  registers torch.ops.hashtab.sdim_*
+
+Impl = Literal["auto", "reference", "native", "triton"]
 
 _hashtab = torch.ops.hashtab
 
@@ -50,11 +53,12 @@ def codes(x: Tensor, planes: Tensor, tau: int, *, impl: Impl = "auto") -> Tensor
     >>> codes(torch.tensor([[1.0, -1.0]]), torch.eye(2), tau=2)
     tensor([[1]], dtype=torch.int32)
     """
-    check_impl(impl)
+    check_impl(impl, get_args(Impl))
     checks.check_planes(planes, tau)
     checks.check_rows("x", x, "[" + "..., " * (x.dim() - 1) + "D]", planes.shape[0])
     checks.check_same_device(x=x, planes=planes)
-    result: Tensor = _hashtab.sdim_codes(x.detach(), planes.detach(), tau, impl)
+    chosen = _choice(impl, x, planes, tau)
+    result: Tensor = _hashtab.sdim_codes(x.detach(), planes.detach(), tau, chosen)
     return result
 
 
@@ -78,6 +82,8 @@ def encode(
         ValueError: shapes, offsets or tau are wrong.
     """
     _check_history(values, offsets, planes, tau, impl)
+    if _choice(impl, values, planes, tau) == "triton":
+        return fused.encode(values, offsets, planes, tau)
     keys = codes(values, planes, tau, impl=impl)
     return apply(_Encode, values, offsets, keys, tau, impl)
 
@@ -101,7 +107,7 @@ def read(
         TypeError: a dtype is wrong.
         ValueError: shapes or tau are wrong.
     """
-    check_impl(impl)
+    check_impl(impl, get_args(Impl))
     checks.check_planes(planes, tau)
     size, m = planes.shape
     checks.check_rows("queries", queries, "[B, C, D]", size)
@@ -111,6 +117,8 @@ def read(
     if table.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"table must be float32 or float64, got {table.dtype}")
     checks.check_same_device(table=table, queries=queries)
+    if _choice(impl, table, planes, tau) == "triton":
+        return fused.read(table, queries, planes, tau)
     return apply(_Read, table, codes(queries, planes, tau, impl=impl), tau, impl)
 
 
@@ -143,6 +151,8 @@ def attend(
     _check_history(values, offsets, planes, tau, impl)
     checks.check_rows("queries", queries, "[B, C, D]", values.shape[1])
     checks.check_users("queries", queries.shape[0], offsets)
+    if _choice(impl, values, planes, tau) == "triton":
+        return fused.attend(values, offsets, queries, planes, tau)
     candidates = queries.shape[1]
     query_offsets = torch.arange(offsets.shape[0], device=offsets.device) * candidates
     cuts = offsets.diff().repeat_interleave(candidates, output_size=queries.shape[0] * candidates)
@@ -191,6 +201,8 @@ def attend_at(
     _check_history(values, offsets, planes, tau, impl)
     checks.check_queries(queries, query_offsets, cuts, offsets, values.shape[1], last)
     checks.check_same_device(values=values, queries=queries, query_offsets=query_offsets, cuts=cuts)
+    if _choice(impl, values, planes, tau) == "triton":
+        return fused.attend_at(values, offsets, queries, query_offsets, cuts, planes, tau, last)
     keys = (codes(values, planes, tau, impl=impl), codes(queries, planes, tau, impl=impl))
     interest = apply(_AttendAt, values, offsets, *keys, query_offsets, cuts, tau, last, impl)
     return interest.to(values.dtype)
@@ -216,13 +228,13 @@ def expected(
         `[B, C, D]` un-normalised sums in the dtype of `values`.
 
     Raises:
-        RuntimeError: `impl="native"`, which this function does not have.
+        RuntimeError: an `impl` that this function does not have.
         TypeError: a dtype is wrong.
         ValueError: shapes, offsets or tau are wrong.
     """
-    check_impl(impl)
-    if impl == "native":
-        raise RuntimeError("impl='native' cannot run: expected has its definition only")
+    check_impl(impl, get_args(Impl))
+    if impl in ("native", "triton"):
+        raise RuntimeError(f"{impl=} cannot run: expected has its definition only")
     checks.check_tau(tau)
     checks.check_rows("values", values, "[N, D]")
     checks.check_index("offsets", offsets)
@@ -243,11 +255,18 @@ def _unit(x: Tensor) -> Tensor:
 
 
 def _check_history(values: Tensor, offsets: Tensor, planes: Tensor, tau: int, impl: str) -> None:
-    check_impl(impl)
+    check_impl(impl, get_args(Impl))
     checks.check_planes(planes, tau)
     checks.check_rows("values", values, "[N, D]", planes.shape[0])
     checks.check_index("offsets", offsets)
     checks.check_same_device(values=values, offsets=offsets, planes=planes)
+
+
+def _choice(impl: str, rows: Tensor, planes: Tensor, tau: int) -> str:
+    """Return `"triton"` where its kernels compute an operator, else `impl`."""
+    if use_triton(impl, rows.device, fused.why_unfit(rows, planes, tau)):
+        return "triton"
+    return impl
 
 
 class _Encode(torch.autograd.Function):

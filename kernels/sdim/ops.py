@@ -4,6 +4,7 @@ An operator checks what only its data can tell (offsets, cuts); shapes and dtype
 before, in `api.py`, where tracing sees them.
 """
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -22,8 +23,17 @@ def _implementation(impl: str, tensor: Tensor) -> ModuleType:
     return native if use_native(impl, tensor.device, native.SOURCE) else reference
 
 
+def _hash(impl: str, x: Tensor) -> Callable[[Tensor, Tensor, int], Tensor]:
+    if impl != "triton":
+        codes: Callable[[Tensor, Tensor, int], Tensor] = _implementation(impl, x).codes
+        return codes
+    from hashtab.kernels.sdim.triton.hashing import codes as triton_codes
+
+    return triton_codes
+
+
 def _codes(x: Tensor, planes: Tensor, tau: int, impl: str) -> Tensor:
-    rows: Tensor = _implementation(impl, x).codes(x.reshape(-1, x.shape[-1]), planes, tau)
+    rows: Tensor = _hash(impl, x)(x.reshape(-1, x.shape[-1]), planes, tau)
     return rows.view(*x.shape[:-1], rows.shape[1])
 
 

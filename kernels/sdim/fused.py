@@ -1,0 +1,340 @@
+"""SDIM's fused operators, whose kernels are Triton's, for torch.library, and their gradients.
+
+They take planes and hash themselves, in the same read of the behaviours that sums them; backward
+reads the packed codes that forward leaves. Nothing here waits for the device: offsets and cuts are
+read by the kernels, which keep to their arrays whatever these hold.
+"""
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from hashtab.kernels.core.library import apply, register
+from hashtab.kernels.sdim.packing import Packing
+
+_hashtab = torch.ops.hashtab
+
+MAX_SIZE, MAX_GROUPS, MAX_TAU = 256, 64, 10
+
+
+def why_unfit(rows: Tensor, planes: Tensor, tau: int) -> str | None:
+    """Return why the kernels are not for these rows and planes, or None when they are."""
+    size, groups = planes.shape[0], planes.shape[1] // tau
+    if rows.dtype == torch.float64:
+        return "kernels are for float16, bfloat16 and float32, not float64"
+    for name, value, limit in (
+        ("D", size, MAX_SIZE),
+        ("the number of groups", groups, MAX_GROUPS),
+        ("tau", tau, MAX_TAU),
+    ):
+        if value > limit:
+            return f"kernels are for {name} up to {limit}, got {value}"
+    return None
+
+
+def encode(values: Tensor, offsets: Tensor, planes: Tensor, tau: int) -> Tensor:
+    """Return the table `[B, G, 2**tau, D]` float32."""
+    return apply(_Encode, values, offsets, planes, tau)
+
+
+def read(table: Tensor, queries: Tensor, planes: Tensor, tau: int) -> Tensor:
+    """Return interests `[B, C, D]` float32."""
+    return apply(_Read, table, queries, planes, tau)
+
+
+def attend(values: Tensor, offsets: Tensor, queries: Tensor, planes: Tensor, tau: int) -> Tensor:
+    """Return interests `[B, C, D]` in the dtype of the values.
+
+    Sums of the buckets of candidates or of all buckets, whichever are fewer.
+    """
+    if queries.shape[1] > 2**tau:
+        return read(encode(values, offsets, planes, tau), queries, planes, tau).to(values.dtype)
+    return apply(_Attend, values, offsets, queries, planes, tau)
+
+
+def attend_at(
+    values: Tensor,
+    offsets: Tensor,
+    queries: Tensor,
+    query_offsets: Tensor,
+    cuts: Tensor,
+    planes: Tensor,
+    tau: int,
+    last: int | None,
+) -> Tensor:
+    """Return interests `[Q, D]` in the dtype of the values."""
+    return apply(_AttendAt, values, offsets, queries, query_offsets, cuts, planes, tau, last)
+
+
+class _Encode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, offsets: Tensor, planes: Tensor, tau: int) -> Tensor:
+        table, packed = _hashtab.sdim_fused_encode(values, offsets, planes, tau)
+        ctx.save_for_backward(offsets, packed)
+        ctx.dtype = values.dtype
+        result: Tensor = table
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad = _hashtab.sdim_fused_encode_backward(grads[0], *ctx.saved_tensors, ctx.dtype)
+        return grad, None, None, None
+
+
+class _Read(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, queries: Tensor, planes: Tensor, tau: int) -> Tensor:
+        interest, packed = _hashtab.sdim_fused_read(table, queries, planes, tau)
+        ctx.save_for_backward(table, packed)
+        result: Tensor = interest
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return _hashtab.sdim_fused_read_backward(grads[0], *ctx.saved_tensors), None, None, None
+
+
+class _Attend(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, values: Tensor, offsets: Tensor, queries: Tensor, planes: Tensor, tau: int
+    ) -> Tensor:
+        keep = ctx.needs_input_grad[0]
+        interest, *kept = _hashtab.sdim_fused_attend(values, offsets, queries, planes, tau, keep)
+        ctx.save_for_backward(offsets, *kept)
+        ctx.code = (planes.shape[1] // tau, tau)
+        result: Tensor = interest
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad = _hashtab.sdim_fused_attend_backward(grads[0], *ctx.saved_tensors, *ctx.code)
+        return grad, None, None, None, None
+
+
+class _AttendAt(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, offsets: Tensor, *arguments: Any) -> Tensor:
+        _, query_offsets, cuts, planes, tau, last = arguments
+        interest, *kept = _hashtab.sdim_fused_attend_at(values, offsets, *arguments)
+        ctx.save_for_backward(values, offsets, *kept, query_offsets, cuts)
+        ctx.settings = (planes.shape[1] // tau, tau, last)
+        result: Tensor = interest
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad = _hashtab.sdim_fused_attend_at_backward(grads[0], *ctx.saved_tensors, *ctx.settings)
+        return grad, *[None] * 7
+
+
+def _kernels(name: str) -> ModuleType:
+    from importlib import import_module
+
+    return import_module(f"hashtab.kernels.sdim.triton.{name}")
+
+
+def _encode(values: Tensor, offsets: Tensor, planes: Tensor, tau: int) -> tuple[Tensor, Tensor]:
+    result: tuple[Tensor, Tensor] = _kernels("encode").encode(values, offsets, planes, tau)
+    return result
+
+
+def _encode_fake(
+    values: Tensor, offsets: Tensor, planes: Tensor, tau: int
+) -> tuple[Tensor, Tensor]:
+    packing = Packing(tau, planes.shape[1] // tau)
+    shape = (offsets.shape[0] - 1, packing.groups, 2**tau, values.shape[1])
+    return values.new_empty(shape, dtype=torch.float32), _packed(values, values.shape[0], packing)
+
+
+def _packed(like: Tensor, rows: int, packing: Packing) -> Tensor:
+    return like.new_empty(rows, packing.words, dtype=torch.int32)
+
+
+def _encode_backward(
+    grad_table: Tensor, offsets: Tensor, packed: Tensor, dtype: torch.dtype
+) -> Tensor:
+    grad: Tensor = _kernels("encode").encode_backward(grad_table, offsets, packed, dtype)
+    return grad
+
+
+def _encode_backward_fake(
+    grad_table: Tensor, _offsets: Tensor, packed: Tensor, dtype: torch.dtype
+) -> Tensor:
+    return grad_table.new_empty(packed.shape[0], grad_table.shape[3], dtype=dtype)
+
+
+def _read(table: Tensor, queries: Tensor, planes: Tensor, tau: int) -> tuple[Tensor, Tensor]:
+    result: tuple[Tensor, Tensor] = _kernels("read").read(table, queries, planes, tau)
+    return result
+
+
+def _read_fake(table: Tensor, queries: Tensor, planes: Tensor, tau: int) -> tuple[Tensor, Tensor]:
+    rows = queries.shape[0] * queries.shape[1]
+    packing = Packing(tau, planes.shape[1] // tau)
+    return table.new_empty(queries.shape), _packed(table, rows, packing)
+
+
+def _read_backward(grad: Tensor, table: Tensor, packed: Tensor) -> Tensor:
+    grad_table: Tensor = _kernels("read").read_backward(grad, table, packed)
+    return grad_table
+
+
+def _read_backward_fake(_grad: Tensor, table: Tensor, _packed: Tensor) -> Tensor:
+    return table.new_empty(table.shape)
+
+
+def _attend(
+    values: Tensor, offsets: Tensor, queries: Tensor, planes: Tensor, tau: int, keep: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    result: tuple[Tensor, Tensor, Tensor, Tensor] = _kernels("attend").attend(
+        values, offsets, queries, planes, tau, keep
+    )
+    return result
+
+
+def _attend_fake(
+    values: Tensor, _offsets: Tensor, queries: Tensor, planes: Tensor, tau: int, keep: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    packing = Packing(tau, planes.shape[1] // tau)
+    users, candidates, size = queries.shape
+    kept = users if keep else 0
+    return (
+        values.new_empty(queries.shape),
+        _packed(values, values.shape[0] if keep else 0, packing),
+        _packed(values, users * candidates, packing),
+        values.new_empty(kept, candidates, packing.padded_groups, size, dtype=torch.float32),
+    )
+
+
+def _attend_backward(
+    grad: Tensor,
+    offsets: Tensor,
+    packed: Tensor,
+    query_packed: Tensor,
+    sums: Tensor,
+    groups: int,
+    tau: int,
+) -> Tensor:
+    grad_values: Tensor = _kernels("attend").attend_backward(
+        grad, sums, offsets, packed, query_packed, groups, tau
+    )
+    return grad_values
+
+
+def _attend_backward_fake(grad: Tensor, _offsets: Tensor, packed: Tensor, *_: Any) -> Tensor:
+    return grad.new_empty(packed.shape[0], grad.shape[2])
+
+
+def _attend_at(
+    values: Tensor,
+    offsets: Tensor,
+    queries: Tensor,
+    query_offsets: Tensor,
+    cuts: Tensor,
+    planes: Tensor,
+    tau: int,
+    last: int | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    result: tuple[Tensor, Tensor, Tensor] = _kernels("attend_at").attend_at(
+        values, offsets, queries, query_offsets, cuts, planes, tau, last
+    )
+    return result
+
+
+def _attend_at_fake(
+    values: Tensor,
+    _offsets: Tensor,
+    queries: Tensor,
+    _query_offsets: Tensor,
+    _cuts: Tensor,
+    planes: Tensor,
+    tau: int,
+    _last: int | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    packing = Packing(tau, planes.shape[1] // tau)
+    return (
+        values.new_empty(queries.shape),
+        _packed(values, values.shape[0], packing),
+        _packed(values, queries.shape[0], packing),
+    )
+
+
+def _attend_at_backward(
+    grad: Tensor,
+    values: Tensor,
+    offsets: Tensor,
+    packed: Tensor,
+    query_packed: Tensor,
+    query_offsets: Tensor,
+    cuts: Tensor,
+    groups: int,
+    tau: int,
+    last: int | None,
+) -> Tensor:
+    grad_values: Tensor = _kernels("attend_at").attend_at_backward(
+        grad, values, offsets, packed, query_packed, query_offsets, cuts, groups, tau, last
+    )
+    return grad_values
+
+
+def _attend_at_backward_fake(_grad: Tensor, values: Tensor, *_: Any) -> Tensor:
+    return values.new_empty(values.shape)
+
+
+_HISTORY = "Tensor values, Tensor offsets"
+_CODES = "Tensor planes, int tau"
+
+register("sdim_fused_encode", f"({_HISTORY}, {_CODES}) -> (Tensor, Tensor)", _encode, _encode_fake)
+register(
+    "sdim_fused_encode_backward",
+    "(Tensor grad_table, Tensor offsets, Tensor packed, ScalarType dtype) -> Tensor",
+    _encode_backward,
+    _encode_backward_fake,
+)
+register(
+    "sdim_fused_read",
+    f"(Tensor table, Tensor queries, {_CODES}) -> (Tensor, Tensor)",
+    _read,
+    _read_fake,
+)
+register(
+    "sdim_fused_read_backward",
+    "(Tensor grad, Tensor table, Tensor packed) -> Tensor",
+    _read_backward,
+    _read_backward_fake,
+)
+register(
+    "sdim_fused_attend",
+    f"({_HISTORY}, Tensor queries, {_CODES}, bool keep) -> (Tensor, Tensor, Tensor, Tensor)",
+    _attend,
+    _attend_fake,
+)
+register(
+    "sdim_fused_attend_backward",
+    "(Tensor grad, Tensor offsets, Tensor packed, Tensor query_packed, Tensor sums, "
+    "int groups, int tau) -> Tensor",
+    _attend_backward,
+    _attend_backward_fake,
+)
+register(
+    "sdim_fused_attend_at",
+    f"({_HISTORY}, Tensor queries, Tensor query_offsets, Tensor cuts, {_CODES}, int? last) "
+    "-> (Tensor, Tensor, Tensor)",
+    _attend_at,
+    _attend_at_fake,
+)
+register(
+    "sdim_fused_attend_at_backward",
+    f"(Tensor grad, {_HISTORY}, Tensor packed, Tensor query_packed, Tensor query_offsets, "
+    "Tensor cuts, int groups, int tau, int? last) -> Tensor",
+    _attend_at_backward,
+    _attend_at_backward_fake,
+)

@@ -1,0 +1,39 @@
+"""How the codes of a row are packed into words: what kernels store of behaviours for backward."""
+
+from typing import NamedTuple
+
+
+class Packing(NamedTuple):
+    """How the codes of a row lie in its int32 words, the first code in the lowest bits.
+
+    Attributes:
+        tau: bits of a code.
+        groups: codes of a row.
+    """
+
+    tau: int
+    groups: int
+
+    @property
+    def bits(self) -> int:
+        """Bits that a code takes: tau rounded up to a power of two, so that none is cut apart."""
+        return _power_of_two(self.tau)
+
+    @property
+    def padded_groups(self) -> int:
+        """Groups rounded up to a power of two."""
+        return _power_of_two(self.groups)
+
+    @property
+    def columns(self) -> int:
+        """Products of a row with the planes, those with none included."""
+        return self.padded_groups * self.bits
+
+    @property
+    def words(self) -> int:
+        """Words of a row, a power of two."""
+        return max(1, self.columns // 32)
+
+
+def _power_of_two(n: int) -> int:
+    return 1 << (n - 1).bit_length()

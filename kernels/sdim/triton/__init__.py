@@ -1,0 +1,1 @@
+"""Triton kernels of SDIM for GPUs; imported only when one of them runs."""

@@ -1,0 +1,416 @@
+"""Few candidates against whole histories without a table: one read of the behaviours.
+
+The sums of the buckets that candidates fall into are products of a membership mask and the
+behaviours, whatever tau is. Backward is one pass over the packed codes.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hashtab.kernels.core.dispatch import interpreted
+from hashtab.kernels.core.tiles import slots, span
+from hashtab.kernels.sdim.packing import Packing
+from hashtab.kernels.sdim.triton.hashing import (
+    MOST_FUSED,
+    codes_of,
+    load_codes,
+    load_parts,
+    pack,
+    pack_codes,
+    padded_size,
+    positive,
+    prepare,
+)
+from hashtab.kernels.sdim.triton.sums import (
+    add_products,
+    collect,
+    inverse_norm,
+    load_rows,
+    partial_of,
+    partial_sums,
+    parts,
+    piece,
+    store_rows,
+    sum_of_pieces,
+)
+
+TILE = 1024  # rows of a piece
+
+
+@triton.jit
+def _wanted(
+    query_packed,
+    first_query,
+    first,
+    candidates,
+    groups,
+    GROUPS: tl.constexpr,
+    BITS: tl.constexpr,
+    TAU: tl.constexpr,
+    WORDS: tl.constexpr,
+    CANDIDATES: tl.constexpr,
+):
+    """Return `[CANDIDATES, GROUPS]` codes of candidates from `first` on, -1 where there is none."""
+    candidate = first + tl.arange(0, CANDIDATES)
+    there = candidate < candidates
+    codes = load_codes(
+        query_packed, first_query + candidate, there, GROUPS, BITS, TAU, WORDS, CANDIDATES
+    )
+    valid = there[:, None] & (tl.arange(0, GROUPS) < groups)[None, :]
+    return tl.where(valid, codes, -1)
+
+
+@triton.jit
+def _members(
+    codes,
+    wanted,
+    LENGTH: tl.constexpr,
+    CANDIDATES: tl.constexpr,
+    GROUPS: tl.constexpr,
+):
+    """Return `[LENGTH, CANDIDATES * GROUPS]`, whether a behaviour shares the bucket."""
+    if CANDIDATES == 1:
+        return codes == wanted
+    shared = codes[:, None, :] == wanted[None, :, :]
+    return tl.reshape(shared, [LENGTH, CANDIDATES * GROUPS])
+
+
+@triton.jit
+def _store_interest(
+    interest,
+    sums_t,
+    query,
+    there,
+    column,
+    size,
+    groups,
+    GROUPS: tl.constexpr,
+    CANDIDATES: tl.constexpr,
+    SIZE: tl.constexpr,
+):
+    """Normalise sums `[SIZE, CANDIDATES * GROUPS]` and store their means."""
+    scale = inverse_norm(tl.sum(sums_t * sums_t, 0)) / groups
+    mean = tl.sum(tl.reshape(sums_t * scale[None, :], [SIZE, CANDIDATES, GROUPS]), 2)
+    address = query[None, :] * size + column[:, None]
+    tl.store(interest + address, mean, mask=there[None, :] & (column < size)[:, None])
+
+
+@triton.jit
+def _attend(
+    values,
+    offsets,
+    prepared,
+    query_packed,
+    interest,
+    packed,
+    sums,
+    partial,
+    users,
+    rows,
+    size: tl.constexpr,
+    groups: tl.constexpr,
+    candidates,
+    TAU: tl.constexpr,
+    BITS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    WORDS: tl.constexpr,
+    SIZE: tl.constexpr,
+    CANDIDATES: tl.constexpr,
+    TILE: tl.constexpr,
+    LENGTH: tl.constexpr,
+    HASH: tl.constexpr,
+    KEEP: tl.constexpr,
+    PARTS: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    user, begin, end, alone = piece(offsets, users, rows, TILE)
+    if (begin >= end) & (alone == 0):
+        return
+    first = tl.program_id(1) * CANDIDATES
+    wanted = _wanted(
+        query_packed,
+        user * candidates,
+        first,
+        candidates,
+        groups,
+        GROUPS,
+        BITS,
+        TAU,
+        WORDS,
+        CANDIDATES,
+    )
+    column = tl.arange(0, SIZE)
+    values += begin * size
+    packed += begin * WORDS
+    length = tl.cast(end - begin, tl.int32)
+    if HASH:
+        high, middle, low = load_parts(
+            prepared, SIZE, GROUPS * BITS, values.dtype.element_ty, PARTS == 0
+        )
+    sums_t = tl.zeros([SIZE, CANDIDATES * GROUPS], tl.float32)
+    for start in tl.range(0, length, LENGTH, num_stages=STAGES):
+        row = start + tl.arange(0, LENGTH)
+        x = load_rows(values, row, length, size, SIZE)
+        if HASH:
+            above = positive(x, high, middle, low, PARTS == 0)
+            codes = codes_of(above, LENGTH, GROUPS, BITS)
+            if KEEP:
+                store_rows(packed, row, length, pack(codes, LENGTH, GROUPS, BITS), WORDS, WORDS)
+        else:
+            codes = load_codes(packed, row, row < length, GROUPS, BITS, TAU, WORDS, LENGTH)
+        member = _members(codes, wanted, LENGTH, CANDIDATES, GROUPS)
+        sums_t = add_products(sums_t, x, member, PARTS)
+
+    candidate = first + tl.arange(0, CANDIDATES)
+    there = candidate < candidates
+    query = user * candidates + candidate
+    if alone:
+        _store_interest(
+            interest, sums_t, query, there, column, size, groups, GROUPS, CANDIDATES, SIZE
+        )
+    # Sums [C, GROUPS, size] of a candidate lie together, of pieces and of users.
+    line = tl.arange(0, CANDIDATES * GROUPS)
+    width = tl.cast(candidates, tl.int64) * GROUPS * size
+    within = (first * GROUPS + line)[None, :] * size + column[:, None]
+    inside = (first * GROUPS + line < candidates * GROUPS)[None, :] & (column < size)[:, None]
+    if alone:
+        if KEEP:
+            tl.store(sums + user * width + within, sums_t, mask=inside)
+    else:
+        first_row, _ = span(offsets, user, rows)
+        index = (begin - first_row) // TILE
+        target = partial + partial_of(offsets, user, rows, index, TILE) * width
+        tl.store(target + within, sums_t, mask=inside)
+
+
+@triton.jit
+def _finish(
+    offsets,
+    partial,
+    interest,
+    sums,
+    rows,
+    size: tl.constexpr,
+    groups: tl.constexpr,
+    candidates,
+    GROUPS: tl.constexpr,
+    SIZE: tl.constexpr,
+    TILE: tl.constexpr,
+    KEEP: tl.constexpr,
+):
+    """Add the pieces of a candidate whose user has several."""
+    query = tl.program_id(0).to(tl.int64)
+    user = query // candidates
+    begin, end = span(offsets, user, rows)
+    pieces = (end - begin + TILE - 1) // TILE
+    if pieces <= 1:
+        return
+    column, element = tl.arange(0, SIZE), tl.arange(0, GROUPS * SIZE)
+    width = tl.cast(candidates, tl.int64) * GROUPS * size
+    inside = element % SIZE < size
+    within = ((query % candidates) * GROUPS + element // SIZE) * size + element % SIZE
+    total = sum_of_pieces(partial, offsets, user, rows, width, within, inside, pieces, TILE)
+    if KEEP:
+        tl.store(sums + user * width + within, total, mask=inside)
+    one = query + tl.arange(0, 1)
+    sums_t = tl.trans(tl.reshape(total, [GROUPS, SIZE]))
+    _store_interest(interest, sums_t, one, one >= 0, column, size, groups, GROUPS, 1, SIZE)
+
+
+@triton.jit
+def _attend_backward(
+    grad,
+    sums,
+    offsets,
+    packed,
+    query_packed,
+    grad_values,
+    users,
+    rows,
+    size: tl.constexpr,
+    groups: tl.constexpr,
+    candidates,
+    TAU: tl.constexpr,
+    BITS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    WORDS: tl.constexpr,
+    SIZE: tl.constexpr,
+    CANDIDATES: tl.constexpr,
+    TILE: tl.constexpr,
+    LENGTH: tl.constexpr,
+    PARTS: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    user, begin, end, _ = piece(offsets, users, rows, TILE)
+    column = tl.arange(0, SIZE)
+    line = tl.arange(0, CANDIDATES * GROUPS)
+    grad_values += begin * size
+    packed += begin * WORDS
+    length = tl.cast(end - begin, tl.int32)
+    for first in range(0, candidates, CANDIDATES):
+        there = (first + line // GROUPS < candidates)[:, None] & (column < size)[None, :]
+        query = user * candidates + first + line // GROUPS
+        upstream = tl.load(
+            grad + query[:, None] * size + column[None, :], mask=there, other=0.0
+        ).to(tl.float32)
+        address = (user * candidates * GROUPS + first * GROUPS + line)[:, None] * size
+        total = tl.load(sums + address + column[None, :], mask=there, other=0.0)
+        scale = inverse_norm(tl.sum(total * total, 1))
+        unit = total * scale[:, None]
+        along = tl.sum(unit * upstream, 1)
+        grad_sums = (upstream - unit * along[:, None]) * (scale / groups)[:, None]
+        wanted = _wanted(
+            query_packed,
+            user * candidates,
+            first,
+            candidates,
+            groups,
+            GROUPS,
+            BITS,
+            TAU,
+            WORDS,
+            CANDIDATES,
+        )
+        for start in tl.range(0, length, LENGTH, num_stages=STAGES):
+            row = start + tl.arange(0, LENGTH)
+            codes = load_codes(packed, row, row < length, GROUPS, BITS, TAU, WORDS, LENGTH)
+            member = _members(codes, wanted, LENGTH, CANDIDATES, GROUPS)
+            found = collect(member, grad_sums, PARTS)
+            if first > 0:
+                found += load_rows(grad_values, row, length, size, SIZE)
+            store_rows(grad_values, row, length, found, size, SIZE)
+
+
+def _candidates_at_once(candidates: int, groups: int, size: int) -> int:
+    columns = 128 if size <= 128 else 64
+    return min(int(triton.next_power_of_2(candidates)), max(1, columns // groups))
+
+
+def attend(
+    values: Tensor, offsets: Tensor, queries: Tensor, planes: Tensor, tau: int, keep: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the interests of candidates and what backward reads, which is empty without `keep`.
+
+    Returns:
+        Interests `[B, C, D]`; packed codes of behaviours `[N, words]` and of candidates
+        `[B * C, words]`; sums of the candidates' buckets `[B, C, GROUPS, D]` float32.
+    """
+    (rows, size), (users, candidates) = values.shape, queries.shape[:2]
+    packing = Packing(tau, planes.shape[1] // tau)
+    groups = packing.padded_groups
+    query_packed = pack_codes(queries.reshape(-1, size), planes, tau)
+    interest = values.new_empty(queries.shape)
+    at_once = _candidates_at_once(candidates, groups, size)
+    fused = candidates <= at_once and packing.columns * padded_size(size) <= MOST_FUSED
+    prepared = prepare(planes, packing, values.dtype) if fused else planes
+    if fused:
+        packed = query_packed.new_empty(rows if keep else 0, packing.words)
+    else:
+        packed = pack_codes(values, planes, tau)
+    kept = users if keep else 0
+    sums = values.new_empty(kept, candidates, groups, size, dtype=torch.float32)
+    if interest.numel() == 0:
+        return interest, packed if keep else packed[:0], query_packed, sums
+    partial = partial_sums(rows, TILE, candidates * groups * size, values)
+    _attend[slots(users, rows, TILE), triton.cdiv(candidates, at_once)](
+        values.contiguous(),
+        offsets,
+        prepared,
+        query_packed,
+        interest,
+        packed,
+        sums,
+        partial,
+        users,
+        rows,
+        size,
+        packing.groups,
+        candidates,
+        TAU=tau,
+        BITS=packing.bits,
+        GROUPS=groups,
+        WORDS=packing.words,
+        SIZE=padded_size(size),
+        CANDIDATES=at_once,
+        TILE=TILE,
+        HASH=fused,
+        KEEP=keep,
+        PARTS=parts(values.dtype),
+        **_forward_shape(size, values.dtype),
+    )
+    _finish[(users * candidates,)](
+        offsets,
+        partial,
+        interest,
+        sums,
+        rows,
+        size,
+        packing.groups,
+        candidates,
+        GROUPS=groups,
+        SIZE=padded_size(size),
+        TILE=TILE,
+        KEEP=keep,
+        num_warps=4,
+    )
+    return interest, packed if keep else packed[:0], query_packed, sums
+
+
+def attend_backward(
+    grad: Tensor,
+    sums: Tensor,
+    offsets: Tensor,
+    packed: Tensor,
+    query_packed: Tensor,
+    groups: int,
+    tau: int,
+) -> Tensor:
+    """Return the gradient of the behaviours `[N, D]` in the dtype of `grad` `[B, C, D]`."""
+    (users, candidates, size), rows = grad.shape, packed.shape[0]
+    packing = Packing(tau, groups)
+    at_once = _candidates_at_once(candidates, packing.padded_groups, size)
+    # Several rounds of candidates add up in float32.
+    out = grad.new_empty(rows, size, dtype=grad.dtype if candidates <= at_once else torch.float32)
+    if out.numel() == 0:
+        return out
+    if candidates == 0:
+        return out.zero_()
+    _attend_backward[(slots(users, rows, TILE),)](
+        grad.contiguous(),
+        sums,
+        offsets,
+        packed,
+        query_packed,
+        out,
+        users,
+        rows,
+        size,
+        groups,
+        candidates,
+        TAU=tau,
+        BITS=packing.bits,
+        GROUPS=packing.padded_groups,
+        WORDS=packing.words,
+        SIZE=padded_size(size),
+        CANDIDATES=max(at_once, triton.cdiv(16, packing.padded_groups)),
+        TILE=TILE,
+        PARTS=parts(grad.dtype),
+        **_backward_shape(size),
+    )
+    return out.to(grad.dtype)
+
+
+def _forward_shape(size: int, dtype: torch.dtype) -> dict[str, int]:
+    if interpreted():
+        return {"LENGTH": 16, "STAGES": 1, "num_warps": 4}
+    if dtype == torch.float32 or size > 128:
+        return {"LENGTH": 64, "STAGES": 2, "num_warps": 4}
+    return {"LENGTH": 128, "STAGES": 3, "num_warps": 4}
+
+
+def _backward_shape(size: int) -> dict[str, int]:
+    if interpreted():
+        return {"LENGTH": 16, "STAGES": 1, "num_warps": 4}
+    return {"LENGTH": 64 if size > 128 else 128, "STAGES": 2, "num_warps": 4}

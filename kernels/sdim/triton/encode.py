@@ -1,0 +1,317 @@
+"""Behaviours to bucket tables: hash, one-hot codes and bucket sums in one read of the history.
+
+A program makes the sums of at most `_COLUMNS` rows of a table. Where a table has more, behaviours
+are hashed once before, and several programs read them, from the GPU's cache.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hashtab.kernels.core.dispatch import interpreted
+from hashtab.kernels.core.tiles import slots, span
+from hashtab.kernels.sdim.packing import Packing
+from hashtab.kernels.sdim.triton.hashing import (
+    MOST_FUSED,
+    codes_of,
+    load_codes,
+    load_parts,
+    pack,
+    pack_codes,
+    padded_size,
+    positive,
+    prepare,
+)
+from hashtab.kernels.sdim.triton.sums import (
+    add_products,
+    collect,
+    load_rows,
+    partial_of,
+    partial_sums,
+    parts,
+    piece,
+    store_rows,
+    sum_of_pieces,
+)
+
+_COLUMNS = 128
+TILE = 4096  # rows of a piece; their partial sums are a sixteenth of them
+
+
+@triton.jit
+def one_hot(
+    codes,
+    first_column,
+    LENGTH: tl.constexpr,
+    GROUPS: tl.constexpr,
+    BUCKETS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Return `[LENGTH, COLUMNS]`, whether a behaviour lies in the table's row.
+
+    Columns count rows of a table `[GROUPS, BUCKETS]` from `first_column` on, a multiple of COLUMNS.
+    """
+    if COLUMNS >= BUCKETS:
+        HELD: tl.constexpr = COLUMNS // BUCKETS
+        bucket = tl.arange(0, BUCKETS)
+        if HELD == GROUPS:
+            return tl.reshape(codes[:, :, None] == bucket[None, None, :], [LENGTH, COLUMNS])
+        held = _pick(codes, first_column // BUCKETS, LENGTH, GROUPS, HELD)
+        return tl.reshape(held[:, :, None] == bucket[None, None, :], [LENGTH, COLUMNS])
+    group, first = first_column // BUCKETS, first_column % BUCKETS
+    code = tl.sum(tl.where(tl.arange(0, GROUPS)[None, :] == group, codes, 0), 1)
+    return code[:, None] == (first + tl.arange(0, COLUMNS))[None, :]
+
+
+@triton.jit
+def _pick(codes, first, LENGTH: tl.constexpr, GROUPS: tl.constexpr, HELD: tl.constexpr):
+    """Return the HELD consecutive groups from `first` on, a multiple of HELD."""
+    blocks = tl.reshape(codes, [LENGTH, GROUPS // HELD, HELD])
+    this = tl.arange(0, GROUPS // HELD)[None, :, None] == first // HELD
+    return tl.sum(tl.where(this, blocks, 0), 1)
+
+
+@triton.jit
+def _encode(
+    values,
+    offsets,
+    prepared,
+    table,
+    packed,
+    partial,
+    users,
+    rows,
+    size: tl.constexpr,
+    groups: tl.constexpr,
+    TAU: tl.constexpr,
+    BITS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    WORDS: tl.constexpr,
+    SIZE: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    TILE: tl.constexpr,
+    LENGTH: tl.constexpr,
+    HASH: tl.constexpr,
+    KEEP: tl.constexpr,
+    PARTS: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    user, begin, end, alone = piece(offsets, users, rows, TILE)
+    if (begin >= end) & (alone == 0):
+        return
+    BUCKETS: tl.constexpr = 1 << TAU
+    first_column = tl.program_id(1) * COLUMNS
+    column = tl.arange(0, SIZE)
+    values += begin * size
+    packed += begin * WORDS
+    length = tl.cast(end - begin, tl.int32)
+    if HASH:
+        high, middle, low = load_parts(
+            prepared, SIZE, GROUPS * BITS, values.dtype.element_ty, PARTS == 0
+        )
+    sums_t = tl.zeros([SIZE, COLUMNS], tl.float32)
+    for start in tl.range(0, length, LENGTH, num_stages=STAGES):
+        row = start + tl.arange(0, LENGTH)
+        x = load_rows(values, row, length, size, SIZE)
+        if HASH:
+            above = positive(x, high, middle, low, PARTS == 0)
+            codes = codes_of(above, LENGTH, GROUPS, BITS)
+            if KEEP:
+                store_rows(packed, row, length, pack(codes, LENGTH, GROUPS, BITS), WORDS, WORDS)
+        else:
+            codes = load_codes(packed, row, row < length, GROUPS, BITS, TAU, WORDS, LENGTH)
+        member = one_hot(codes, first_column, LENGTH, GROUPS, BUCKETS, COLUMNS)
+        sums_t = add_products(sums_t, x, member, PARTS)
+
+    line = first_column + tl.arange(0, COLUMNS)
+    width = tl.cast(groups, tl.int64) * BUCKETS * size
+    within = line[None, :].to(tl.int64) * size + column[:, None]
+    inside = (line < groups * BUCKETS)[None, :] & (column < size)[:, None]
+    if alone:
+        tl.store(table + user * width + within, sums_t, mask=inside)
+    else:
+        first, _ = span(offsets, user, rows)
+        target = partial + partial_of(offsets, user, rows, (begin - first) // TILE, TILE) * width
+        tl.store(target + within, sums_t, mask=inside)
+
+
+@triton.jit
+def _add_pieces(offsets, partial, table, rows, width, TILE: tl.constexpr, BLOCK: tl.constexpr):
+    """Add the pieces of a user who has several."""
+    user = tl.program_id(0).to(tl.int64)
+    begin, end = span(offsets, user, rows)
+    pieces = (end - begin + TILE - 1) // TILE
+    if pieces <= 1:
+        return
+    element = tl.program_id(1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = element < width
+    total = sum_of_pieces(partial, offsets, user, rows, width, element, inside, pieces, TILE)
+    tl.store(table + user * width + element, total, mask=inside)
+
+
+@triton.jit
+def _encode_backward(
+    grad_table,
+    offsets,
+    packed,
+    grad_values,
+    users,
+    rows,
+    size: tl.constexpr,
+    groups: tl.constexpr,
+    TAU: tl.constexpr,
+    BITS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    WORDS: tl.constexpr,
+    SIZE: tl.constexpr,
+    TILE: tl.constexpr,
+    LENGTH: tl.constexpr,
+    PARTS: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Collect the rows of small tables, `[GROUPS << TAU, SIZE]` in one program's memory."""
+    user, begin, end, _ = piece(offsets, users, rows, TILE)
+    if begin >= end:
+        return
+    BUCKETS: tl.constexpr = 1 << TAU
+    column, line = tl.arange(0, SIZE), tl.arange(0, GROUPS * BUCKETS)
+    width = tl.cast(groups, tl.int64) * BUCKETS * size
+    inside = (line < groups * BUCKETS)[:, None] & (column < size)[None, :]
+    address = user * width + line[:, None] * size + column[None, :]
+    grad_sums = tl.load(grad_table + address, mask=inside, other=0.0)
+    grad_values += begin * size
+    packed += begin * WORDS
+    length = tl.cast(end - begin, tl.int32)
+    for start in tl.range(0, length, LENGTH, num_stages=STAGES):
+        row = start + tl.arange(0, LENGTH)
+        codes = load_codes(packed, row, row < length, GROUPS, BITS, TAU, WORDS, LENGTH)
+        member = one_hot(codes, 0, LENGTH, GROUPS, BUCKETS, GROUPS * BUCKETS)
+        found = collect(member, grad_sums, PARTS)
+        store_rows(grad_values, row, length, found, size, SIZE)
+
+
+@triton.jit
+def _gather_backward(
+    grad_table,
+    offsets,
+    packed,
+    grad_values,
+    users,
+    rows,
+    size: tl.constexpr,
+    groups: tl.constexpr,
+    TAU: tl.constexpr,
+    BITS: tl.constexpr,
+    WORDS: tl.constexpr,
+    SIZE: tl.constexpr,
+    TILE: tl.constexpr,
+    LENGTH: tl.constexpr,
+):
+    """Collect the rows of large tables, one group after the other."""
+    user, begin, end, _ = piece(offsets, users, rows, TILE)
+    column = tl.arange(0, SIZE)
+    for start in range(begin, end, LENGTH):
+        row = start + tl.arange(0, LENGTH)
+        mask = (row < end)[:, None] & (column < size)[None, :]
+        total = tl.zeros([LENGTH, SIZE], tl.float32)
+        for group in range(groups):
+            bit = group * BITS
+            word = tl.load(packed + row * WORDS + bit // 32, mask=row < end, other=0)
+            code = (word >> (bit % 32)) & ((1 << TAU) - 1)
+            line = ((user * groups + group) << TAU) + code
+            address = line[:, None] * size + column[None, :]
+            total += tl.load(grad_table + address, mask=mask, other=0.0)
+        tl.store(grad_values + row[:, None] * size + column[None, :], total, mask=mask)
+
+
+def encode(values: Tensor, offsets: Tensor, planes: Tensor, tau: int) -> tuple[Tensor, Tensor]:
+    """Return the table `[B, G, 2**tau, D]` float32 and the packed codes `[N, words]`."""
+    (rows, size), users = values.shape, offsets.shape[0] - 1
+    packing = Packing(tau, planes.shape[1] // tau)
+    table = values.new_empty(users, packing.groups, 2**tau, size, dtype=torch.float32)
+    columns = min(packing.padded_groups << tau, _COLUMNS)
+    blocks = triton.cdiv(packing.groups << tau, columns)
+    fused = blocks == 1 and packing.columns * padded_size(size) <= MOST_FUSED
+    prepared = prepare(planes, packing, values.dtype) if fused else planes
+    if fused:
+        packed = torch.empty(rows, packing.words, dtype=torch.int32, device=values.device)
+    else:
+        packed = pack_codes(values, planes, tau)
+    if users == 0:
+        return table, packed
+    width = packing.groups * 2**tau * size
+    partial = partial_sums(rows, TILE, width, values)
+    _encode[slots(users, rows, TILE), blocks](
+        values.contiguous(),
+        offsets,
+        prepared,
+        table,
+        packed,
+        partial,
+        users,
+        rows,
+        size,
+        packing.groups,
+        TAU=tau,
+        BITS=packing.bits,
+        GROUPS=packing.padded_groups,
+        WORDS=packing.words,
+        SIZE=padded_size(size),
+        COLUMNS=columns,
+        TILE=TILE,
+        HASH=fused,
+        KEEP=True,
+        PARTS=parts(values.dtype),
+        **_shape(size, values.dtype),
+    )
+    block = 1024
+    _add_pieces[users, triton.cdiv(width, block)](
+        offsets, partial, table, rows, width, TILE=TILE, BLOCK=block, num_warps=4
+    )
+    return table, packed
+
+
+def encode_backward(
+    grad_table: Tensor, offsets: Tensor, packed: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """Return the gradient of the behaviours `[N, D]` in `dtype`."""
+    users, groups, buckets, size = grad_table.shape
+    rows, packing = packed.shape[0], Packing(buckets.bit_length() - 1, groups)
+    out = grad_table.new_empty(rows, size, dtype=dtype)
+    if rows == 0:
+        return out
+    arguments = (grad_table.contiguous(), offsets, packed, out, users, rows, size, groups)
+    grid = (slots(users, rows, TILE),)
+    if packing.padded_groups * buckets <= _COLUMNS:
+        _encode_backward[grid](
+            *arguments,
+            TAU=packing.tau,
+            BITS=packing.bits,
+            GROUPS=packing.padded_groups,
+            WORDS=packing.words,
+            SIZE=padded_size(size),
+            TILE=TILE,
+            PARTS=parts(dtype),
+            **_shape(size, dtype),
+        )
+    else:
+        _gather_backward[grid](
+            *arguments,
+            TAU=packing.tau,
+            BITS=packing.bits,
+            WORDS=packing.words,
+            SIZE=padded_size(size),
+            TILE=TILE,
+            LENGTH=16,
+            num_warps=4,
+        )
+    return out
+
+
+def _shape(size: int, dtype: torch.dtype) -> dict[str, int]:
+    if interpreted():
+        return {"LENGTH": 16, "STAGES": 1, "num_warps": 4}
+    if dtype == torch.float32 or size > 128:
+        return {"LENGTH": 64, "STAGES": 2, "num_warps": 8}
+    return {"LENGTH": 128, "STAGES": 2, "num_warps": 8}

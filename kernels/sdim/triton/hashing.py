@@ -1,0 +1,294 @@
+"""Hashing on a GPU: signs of float32 products, codes, and their packed form.
+
+A code takes `BITS` bits, tau rounded up to a power of two; 32 / BITS codes share an int32 word, so
+a behaviour takes 8 bytes for 16 groups of 3 bits. Where products are made from 16-bit parts, three
+parts of a plane hold all of its float32 digits, and the products accumulate in float32.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hashtab.kernels.core.dispatch import interpreted
+from hashtab.kernels.sdim.packing import Packing
+
+
+def padded_size(size: int) -> int:
+    """Return the width of tiles for vectors of `size`: a power of two that a product can take."""
+    return max(16, int(triton.next_power_of_2(size)))
+
+
+@triton.jit
+def load_planes(
+    planes,
+    stride_size,
+    stride_plane,
+    size: tl.constexpr,
+    first_group,
+    groups: tl.constexpr,
+    TAU: tl.constexpr,
+    BITS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    SIZE: tl.constexpr,
+):
+    """Return `[SIZE, BITS * GROUPS]` float32: each bit's planes of all groups, zeros for none.
+
+    Bit by bit, for then all bits of a group lie with one thread.
+    """
+    column = tl.arange(0, BITS * GROUPS)
+    group, bit = first_group + column % GROUPS, column // GROUPS
+    row = tl.arange(0, SIZE)
+    valid = (row < size)[:, None] & ((bit < TAU) & (group < groups))[None, :]
+    address = row[:, None] * stride_size + (group * TAU + bit)[None, :] * stride_plane
+    return tl.load(planes + address, mask=valid, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def split(planes, DTYPE: tl.constexpr, EXACT: tl.constexpr):
+    """Return three parts of planes `[SIZE, BITS * GROUPS]` float32 for products with `DTYPE`.
+
+    For a 16-bit type their sum has the planes' digits, or those of planes scaled to a largest
+    entry of 1 for float16 and its range, which changes no sign. Else they are the planes.
+    """
+    if EXACT or tl.float32 == DTYPE:
+        return planes, planes, planes
+    if tl.float16 == DTYPE:
+        top = tl.max(tl.abs(planes), 0)
+        planes = planes * (1.0 / tl.where(top > 0, top, 1.0))[None, :]
+    high = planes.to(DTYPE)
+    rest = planes - high.to(tl.float32)
+    middle = rest.to(DTYPE)
+    return high, middle, (rest - middle.to(tl.float32)).to(DTYPE)
+
+
+@triton.jit
+def positive(x, high, middle, low, EXACT: tl.constexpr):
+    """Return whether each product `[L, BITS * GROUPS]` of rows and planes is above 0.
+
+    Args:
+        x: `[L, SIZE]`.
+        high: the planes' first part, as `split` returns them for the dtype of `x`.
+        middle: the second.
+        low: the third.
+        EXACT: whether products are of float32 itself (Triton's interpreter).
+    """
+    if EXACT:
+        return tl.dot(x.to(tl.float32), high, input_precision="ieee") > 0
+    if x.dtype == tl.float32:
+        return tl.dot(x, high, input_precision="tf32x3") > 0
+    products = tl.dot(x, low)
+    products = tl.dot(x, middle, products)
+    return tl.dot(x, high, products) > 0
+
+
+@triton.jit
+def load_parts(
+    prepared, SIZE: tl.constexpr, COLUMNS: tl.constexpr, DTYPE: tl.constexpr, EXACT: tl.constexpr
+):
+    """Return the three parts `[SIZE, COLUMNS]` of all planes, from `prepare`."""
+    part = tl.arange(0, SIZE)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    high = tl.load(prepared + part)
+    if EXACT or tl.float32 == DTYPE:
+        return high, high, high
+    middle = tl.load(prepared + SIZE * COLUMNS + part)
+    return high, middle, tl.load(prepared + 2 * SIZE * COLUMNS + part)
+
+
+@triton.jit
+def _prepare(
+    planes,
+    prepared,
+    stride_size,
+    stride_plane,
+    size: tl.constexpr,
+    groups: tl.constexpr,
+    TAU: tl.constexpr,
+    BITS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    SIZE: tl.constexpr,
+    DTYPE: tl.constexpr,
+    EXACT: tl.constexpr,
+):
+    COLUMNS: tl.constexpr = BITS * GROUPS
+    loaded = load_planes(
+        planes, stride_size, stride_plane, size, 0, groups, TAU, BITS, GROUPS, SIZE
+    )
+    high, middle, low = split(loaded, DTYPE, EXACT)
+    part = tl.arange(0, SIZE)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    tl.store(prepared + part, high)
+    tl.store(prepared + SIZE * COLUMNS + part, middle)
+    tl.store(prepared + 2 * SIZE * COLUMNS + part, low)
+
+
+@triton.jit
+def codes_of(above, LENGTH: tl.constexpr, GROUPS: tl.constexpr, BITS: tl.constexpr):
+    """Return codes `[LENGTH, GROUPS]` int32 from signs `[LENGTH, BITS * GROUPS]`."""
+    weight = 1 << (tl.arange(0, BITS * GROUPS) // GROUPS)
+    weighted = tl.where(above, weight[None, :], 0)
+    return tl.sum(tl.reshape(weighted, [LENGTH, BITS, GROUPS]), 1)
+
+
+@triton.jit
+def pack(codes, LENGTH: tl.constexpr, GROUPS: tl.constexpr, BITS: tl.constexpr):
+    """Return words `[LENGTH, WORDS]` int32 from codes `[LENGTH, GROUPS]`."""
+    PER: tl.constexpr = GROUPS if GROUPS * BITS < 32 else 32 // BITS
+    shift = (tl.arange(0, GROUPS) % PER) * BITS
+    return tl.sum(tl.reshape(codes << shift[None, :], [LENGTH, GROUPS // PER, PER]), 2)
+
+
+@triton.jit
+def unpack(
+    words, LENGTH: tl.constexpr, GROUPS: tl.constexpr, BITS: tl.constexpr, TAU: tl.constexpr
+):
+    """Return codes `[LENGTH, GROUPS]` int32 from words `[LENGTH, WORDS]`."""
+    PER: tl.constexpr = GROUPS if GROUPS * BITS < 32 else 32 // BITS
+    shift = tl.arange(0, PER) * BITS
+    apart = words[:, :, None] >> shift[None, None, :]
+    return tl.reshape(apart, [LENGTH, GROUPS]) & ((1 << TAU) - 1)
+
+
+@triton.jit
+def load_codes(
+    packed,
+    row,
+    valid,
+    GROUPS: tl.constexpr,
+    BITS: tl.constexpr,
+    TAU: tl.constexpr,
+    WORDS: tl.constexpr,
+    LENGTH: tl.constexpr,
+):
+    """Return the codes `[LENGTH, GROUPS]` of rows `[LENGTH]` of `packed` `[N, WORDS]`."""
+    address = row[:, None] * WORDS + tl.arange(0, WORDS)[None, :]
+    words = tl.load(packed + address, mask=valid[:, None], other=0)
+    return unpack(words, LENGTH, GROUPS, BITS, TAU)
+
+
+@triton.jit
+def _hash(
+    x,
+    planes,
+    packed,
+    codes,
+    rows,
+    stride_row,
+    stride_column,
+    stride_size,
+    stride_plane,
+    size: tl.constexpr,
+    groups: tl.constexpr,
+    TAU: tl.constexpr,
+    BITS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    WORDS: tl.constexpr,
+    SIZE: tl.constexpr,
+    LENGTH: tl.constexpr,
+    PACKED: tl.constexpr,
+    EXACT: tl.constexpr,
+):
+    """Hash a block of rows: GROUPS of all groups a program, packed or one int32 a code."""
+    first_group = tl.program_id(1) * GROUPS
+    row = tl.program_id(0).to(tl.int64) * LENGTH + tl.arange(0, LENGTH)
+    column = tl.arange(0, SIZE)
+    valid = row < rows
+    tile = tl.load(
+        x + row[:, None] * stride_row + column[None, :] * stride_column,
+        mask=valid[:, None] & (column < size)[None, :],
+        other=0.0,
+    )
+    plane = load_planes(
+        planes, stride_size, stride_plane, size, first_group, groups, TAU, BITS, GROUPS, SIZE
+    )
+    high, middle, low = split(plane, tile.dtype, EXACT)
+    found = codes_of(positive(tile, high, middle, low, EXACT), LENGTH, GROUPS, BITS)
+    if PACKED:
+        BLOCK: tl.constexpr = GROUPS * BITS // 32 if GROUPS * BITS >= 32 else 1
+        word = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+        words = pack(found, LENGTH, GROUPS, BITS)
+        address = row[:, None] * WORDS + word[None, :]
+        tl.store(packed + address, words, mask=valid[:, None] & (word < WORDS)[None, :])
+    else:
+        group = first_group + tl.arange(0, GROUPS)
+        address = row[:, None] * groups + group[None, :]
+        tl.store(codes + address, found, mask=valid[:, None] & (group < groups)[None, :])
+
+
+_TRITON_DTYPE = {
+    torch.float16: tl.float16,
+    torch.bfloat16: tl.bfloat16,
+    torch.float32: tl.float32,
+}
+MOST_FUSED = 8192  # entries of planes whose three parts a program keeps beside the history
+_COLUMNS = 64  # products of a row that a program makes at once
+
+
+def prepare(planes: Tensor, packing: Packing, dtype: torch.dtype) -> Tensor:
+    """Return the planes' parts as programs load them for rows of `dtype`, `[3, SIZE, COLUMNS]`.
+
+    One small program once, in place of the same work in each of thousands.
+    """
+    size = padded_size(planes.shape[0])
+    kept = torch.float32 if interpreted() else dtype
+    prepared = planes.new_empty(3, size, packing.columns, dtype=kept)
+    _prepare[(1,)](
+        planes,
+        prepared,
+        *planes.stride(),
+        planes.shape[0],
+        packing.groups,
+        TAU=packing.tau,
+        BITS=packing.bits,
+        GROUPS=packing.padded_groups,
+        SIZE=size,
+        DTYPE=_TRITON_DTYPE[dtype],
+        EXACT=interpreted(),
+        num_warps=8,
+    )
+    return prepared
+
+
+def pack_codes(x: Tensor, planes: Tensor, tau: int) -> Tensor:
+    """Return the packed codes of rows `[N, D]`: `[N, words]` int32."""
+    packing = Packing(tau, planes.shape[1] // tau)
+    packed = torch.empty(x.shape[0], packing.words, dtype=torch.int32, device=x.device)
+    _launch(x, planes, packing, packed=packed, codes=packed)
+    return packed
+
+
+def codes(x: Tensor, planes: Tensor, tau: int) -> Tensor:
+    """Return the bucket of each row in each group, `[N, G]` int32."""
+    packing = Packing(tau, planes.shape[1] // tau)
+    found = torch.empty(x.shape[0], packing.groups, dtype=torch.int32, device=x.device)
+    _launch(x, planes, packing, packed=None, codes=found)
+    return found
+
+
+def _launch(
+    x: Tensor, planes: Tensor, packing: Packing, *, packed: Tensor | None, codes: Tensor
+) -> None:
+    rows, size = x.shape
+    if rows == 0:
+        return
+    groups = min(packing.padded_groups, max(1, _COLUMNS // packing.bits))
+    length = 128 if size <= 128 else 64
+    _hash[triton.cdiv(rows, length), triton.cdiv(packing.groups, groups)](
+        x,
+        planes,
+        packed if packed is not None else codes,
+        codes,
+        rows,
+        *x.stride(),
+        *planes.stride(),
+        size,
+        packing.groups,
+        TAU=packing.tau,
+        BITS=packing.bits,
+        GROUPS=groups,
+        WORDS=packing.words,
+        SIZE=padded_size(size),
+        LENGTH=length,
+        PACKED=packed is not None,
+        EXACT=interpreted(),
+        num_warps=4,
+    )

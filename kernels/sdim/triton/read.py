@@ -1,0 +1,211 @@
+"""Many candidates against bucket tables: hash, norms and the mean over groups in one kernel.
+
+A small table is normalised once a program and read by products with one-hot codes; of a large one
+only the rows that candidates fall into are read.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hashtab.kernels.core.dispatch import interpreted
+from hashtab.kernels.sdim.packing import Packing
+from hashtab.kernels.sdim.triton.encode import one_hot
+from hashtab.kernels.sdim.triton.hashing import (
+    MOST_FUSED,
+    codes_of,
+    load_codes,
+    load_parts,
+    pack,
+    pack_codes,
+    padded_size,
+    positive,
+    prepare,
+)
+from hashtab.kernels.sdim.triton.sums import (
+    add_products,
+    collect,
+    inverse_norm,
+    load_rows,
+    parts,
+    store_rows,
+)
+
+_COLUMNS = 128
+_PROGRAMS = 132 * 4
+
+
+@triton.jit
+def _read_small(
+    table,
+    queries,
+    prepared,
+    interest,
+    packed,
+    candidates,
+    share,
+    size: tl.constexpr,
+    groups: tl.constexpr,
+    TAU: tl.constexpr,
+    BITS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    WORDS: tl.constexpr,
+    SIZE: tl.constexpr,
+    LENGTH: tl.constexpr,
+    PARTS: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Read a share of a user's candidates from a table of one program's memory."""
+    user = tl.program_id(0).to(tl.int64)
+    begin = tl.program_id(1) * share
+    length = tl.minimum(share, candidates - begin)
+    first = user * candidates + begin
+    BUCKETS: tl.constexpr = 1 << TAU
+    COLUMNS: tl.constexpr = GROUPS * BUCKETS
+    line = tl.arange(0, COLUMNS)
+    sums = load_rows(table + user * groups * BUCKETS * size, line, groups * BUCKETS, size, SIZE)
+    unit = sums * (inverse_norm(tl.sum(sums * sums, 1)) / groups)[:, None]
+    high, middle, low = load_parts(
+        prepared, SIZE, GROUPS * BITS, queries.dtype.element_ty, PARTS == 0
+    )
+    queries += first * size
+    interest += first * size
+    packed += first * WORDS
+    for start in tl.range(0, length, LENGTH, num_stages=STAGES):
+        row = start + tl.arange(0, LENGTH)
+        x = load_rows(queries, row, length, size, SIZE)
+        codes = codes_of(positive(x, high, middle, low, PARTS == 0), LENGTH, GROUPS, BITS)
+        store_rows(packed, row, length, pack(codes, LENGTH, GROUPS, BITS), WORDS, WORDS)
+        member = one_hot(codes, 0, LENGTH, GROUPS, BUCKETS, COLUMNS)
+        store_rows(interest, row, length, collect(member, unit, PARTS), size, SIZE)
+
+
+@triton.jit
+def _read_large(
+    table,
+    packed,
+    interest,
+    candidates,
+    size: tl.constexpr,
+    groups: tl.constexpr,
+    TAU: tl.constexpr,
+    BITS: tl.constexpr,
+    WORDS: tl.constexpr,
+    SIZE: tl.constexpr,
+    LENGTH: tl.constexpr,
+):
+    """Read some of a user's candidates, one group after the other."""
+    user = tl.program_id(0).to(tl.int64)
+    row = tl.program_id(1) * LENGTH + tl.arange(0, LENGTH)
+    there = row < candidates
+    packed += user * candidates * WORDS
+    mean = tl.zeros([LENGTH, SIZE], tl.float32)
+    column = tl.arange(0, SIZE)
+    mask = there[:, None] & (column < size)[None, :]
+    for group in range(groups):
+        bit = group * BITS
+        word = tl.load(packed + row * WORDS + bit // 32, mask=there, other=0)
+        code = (word >> (bit % 32)) & ((1 << TAU) - 1)
+        line = ((user * groups + group) << TAU) + code
+        sums = tl.load(table + line[:, None] * size + column[None, :], mask=mask, other=0.0)
+        mean += sums * inverse_norm(tl.sum(sums * sums, 1))[:, None]
+    store_rows(interest + user * candidates * size, row, candidates, mean / groups, size, SIZE)
+
+
+@triton.jit
+def _read_backward(
+    grad,
+    table,
+    packed,
+    grad_table,
+    candidates,
+    size: tl.constexpr,
+    groups: tl.constexpr,
+    TAU: tl.constexpr,
+    BITS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    WORDS: tl.constexpr,
+    SIZE: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    LENGTH: tl.constexpr,
+    PARTS: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Sum the gradients of candidates by row of the table, and take them through its norm."""
+    user = tl.program_id(0).to(tl.int64)
+    first_column = tl.program_id(1) * COLUMNS
+    BUCKETS: tl.constexpr = 1 << TAU
+    grad += user * candidates * size
+    packed += user * candidates * WORDS
+    upstream_t = tl.zeros([SIZE, COLUMNS], tl.float32)
+    for start in tl.range(0, candidates, LENGTH, num_stages=STAGES):
+        row = start + tl.arange(0, LENGTH)
+        x = load_rows(grad, row, candidates, size, SIZE)
+        codes = load_codes(packed, row, row < candidates, GROUPS, BITS, TAU, WORDS, LENGTH)
+        member = one_hot(codes, first_column, LENGTH, GROUPS, BUCKETS, COLUMNS)
+        upstream_t = add_products(upstream_t, x, member, PARTS)
+    line, column = first_column + tl.arange(0, COLUMNS), tl.arange(0, SIZE)
+    inside = (line < groups * BUCKETS)[None, :] & (column < size)[:, None]
+    within = user * groups * BUCKETS * size + line[None, :] * size + column[:, None]
+    sums_t = tl.load(table + within, mask=inside, other=0.0)
+    scale = inverse_norm(tl.sum(sums_t * sums_t, 0))
+    unit_t = sums_t * scale[None, :]
+    along = tl.sum(unit_t * upstream_t, 0)
+    found = (upstream_t - unit_t * along[None, :]) * (scale / groups)[None, :]
+    tl.store(grad_table + within, found, mask=inside)
+
+
+def read(table: Tensor, queries: Tensor, planes: Tensor, tau: int) -> tuple[Tensor, Tensor]:
+    """Return interests `[B, C, D]` float32 and packed codes of candidates `[B * C, words]`."""
+    users, candidates, size = queries.shape
+    table = table.contiguous()
+    packing = Packing(tau, planes.shape[1] // tau)
+    interest = table.new_empty(queries.shape)
+    rows = queries.reshape(-1, size).contiguous()
+    shape = {"TAU": tau, "BITS": packing.bits, "WORDS": packing.words, "SIZE": padded_size(size)}
+    small = packing.padded_groups << tau <= _COLUMNS
+    if not small or packing.columns * padded_size(size) > MOST_FUSED:
+        packed = pack_codes(rows, planes, tau)
+        if interest.numel():
+            length = 4 if interpreted() else max(4, 2048 // padded_size(size))
+            _read_large[users, triton.cdiv(candidates, length)](
+                table, packed, interest, candidates, size, packing.groups, **shape,
+                LENGTH=length, num_warps=4,
+            )  # fmt: skip
+        return interest, packed
+    packed = torch.empty(users * candidates, packing.words, dtype=torch.int32, device=table.device)
+    if interest.numel():
+        options = _shape(size)
+        share = options["LENGTH"] * triton.cdiv(
+            candidates, options["LENGTH"] * max(1, _PROGRAMS // users)
+        )
+        _read_small[users, triton.cdiv(candidates, share)](
+            table, rows, prepare(planes, packing, queries.dtype), interest, packed, candidates,
+            share, size, packing.groups, **shape, GROUPS=packing.padded_groups,
+            PARTS=parts(torch.float32), **options,
+        )  # fmt: skip
+    return interest, packed
+
+
+def read_backward(grad: Tensor, table: Tensor, packed: Tensor) -> Tensor:
+    """Return the gradient of the table `[B, G, 2**tau, D]` float32."""
+    users, groups, buckets, size = table.shape
+    grad, table, candidates = grad.contiguous(), table.contiguous(), grad.shape[1]
+    packing = Packing(buckets.bit_length() - 1, groups)
+    grad_table = table.new_empty(table.shape)
+    if grad_table.numel() == 0:
+        return grad_table
+    columns = min(packing.padded_groups * buckets, _COLUMNS)
+    _read_backward[users, triton.cdiv(groups * buckets, columns)](
+        grad, table, packed, grad_table, candidates, size, groups, TAU=packing.tau,
+        BITS=packing.bits, GROUPS=packing.padded_groups, WORDS=packing.words,
+        SIZE=padded_size(size), COLUMNS=columns, PARTS=parts(torch.float32), **_shape(size),
+    )  # fmt: skip
+    return grad_table
+
+
+def _shape(size: int) -> dict[str, int]:
+    if interpreted():
+        return {"LENGTH": 16, "STAGES": 1, "num_warps": 4}
+    return {"LENGTH": 64, "STAGES": 2, "num_warps": 8 if size > 64 else 4}

@@ -1,0 +1,146 @@
+"""Sums of behaviours by membership, which encode and attend share: pieces of users and products.
+
+Users' rows are cut into pieces of a fixed number of rows (`core.tiles`), one program each. A user
+of one piece is finished there; pieces of others leave partial sums, which a second kernel adds in
+the order of time. So a user's result has the same bits whoever else is in the batch.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hashtab.kernels.core.dispatch import interpreted
+from hashtab.kernels.core.tiles import span, user_slot
+
+_AT_ONCE = tl.constexpr(8)  # partial sums that are loaded together
+
+
+def parts(dtype: torch.dtype) -> int:
+    """Return in how many bfloat16 parts a float32 operand gives results as good as `dtype`.
+
+    0 stands for operands as they are, in float32 products (Triton's interpreter).
+    """
+    if interpreted():
+        return 0
+    return 3 if dtype == torch.float32 else 2
+
+
+def partial_sums(rows: int, tile: int, width: int, like: Tensor) -> Tensor:
+    """Return room for the sums of all pieces of users with several: two for each tile of rows."""
+    shape = (2 * triton.cdiv(rows, tile), width)
+    return torch.empty(shape, dtype=torch.float32, device=like.device)
+
+
+@triton.jit
+def piece(offsets, users, rows, TILE: tl.constexpr):
+    """Return user, begin and end of this program's piece, and whether it is the whole user.
+
+    There is nothing to do where begin >= end, unless the user is empty and this the whole of it.
+    """
+    user, begin, end = user_slot(offsets, users, tl.program_id(0), TILE)
+    first, behind = span(offsets, user, rows)
+    begin = tl.maximum(begin, first)
+    end = tl.minimum(end, behind)
+    return user, begin, end, (begin == first) & (end == behind)
+
+
+@triton.jit
+def partial_of(offsets, user, rows, index, TILE: tl.constexpr):
+    """Return where the sums of a user's pieces of these indices lie, of a user with several.
+
+    The last piece of one user and the first of the next may fall on one tile of rows: so last
+    pieces take the even places.
+    """
+    first, behind = span(offsets, user, rows)
+    others = (first + index * TILE + TILE < behind).to(tl.int64)
+    return 2 * (first // TILE + index) + others
+
+
+@triton.jit
+def sum_of_pieces(partial, offsets, user, rows, width, element, inside, pieces, TILE: tl.constexpr):
+    """Return the sum over a user's pieces of elements `[E]` of their partial sums, in order."""
+    total = tl.zeros(element.shape, tl.float32)
+    for start in range(0, pieces, _AT_ONCE):
+        index = start + tl.arange(0, _AT_ONCE)
+        line = partial_of(offsets, user, rows, index, TILE)
+        mask = (index < pieces)[:, None] & inside[None, :]
+        address = partial + line[:, None] * width + element[None, :]
+        total += tl.sum(tl.load(address, mask=mask, other=0.0), 0)
+    return total
+
+
+@triton.jit
+def add_products(sums, x, member, PARTS: tl.constexpr):
+    """Return `sums` `[SIZE, COLUMNS]` plus the rows of `x` `[LENGTH, SIZE]` in each column.
+
+    Args:
+        sums: float32.
+        x: a tile of any floating dtype; its sums are as good as float32 sums of it.
+        member: `[LENGTH, COLUMNS]` bool.
+        PARTS: as `parts` returns.
+    """
+    if PARTS == 0:
+        return tl.dot(
+            tl.trans(x.to(tl.float32)), member.to(tl.float32), sums, input_precision="ieee"
+        )
+    if x.dtype != tl.float32:
+        return tl.dot(tl.trans(x), member.to(x.dtype), sums)
+    return _add_float32(sums, tl.trans(x), member.to(tl.bfloat16))
+
+
+@triton.jit
+def _add_float32(sums, x, member):
+    for _ in tl.static_range(3):
+        high = x.to(tl.bfloat16)
+        sums = tl.dot(high, member, sums)
+        x -= high.to(tl.float32)
+    return sums
+
+
+@triton.jit
+def collect(member, rows, PARTS: tl.constexpr):
+    """Return for each behaviour the sum of the float32 `rows` `[COLUMNS, SIZE]` it is member of.
+
+    Args:
+        member: `[LENGTH, COLUMNS]` bool.
+        rows: float32, or of any dtype with one part.
+        PARTS: as `parts` returns, or 1.
+    """
+    if PARTS == 0:
+        return tl.dot(member.to(tl.float32), rows.to(tl.float32), input_precision="ieee")
+    if PARTS == 1:
+        return tl.dot(member.to(rows.dtype), rows)
+    weight = member.to(tl.bfloat16)
+    high = rows.to(tl.bfloat16)
+    rest = rows - high.to(tl.float32)
+    middle = rest.to(tl.bfloat16)
+    if PARTS == 3:
+        found = tl.dot(weight, (rest - middle.to(tl.float32)).to(tl.bfloat16))
+        return tl.dot(weight, high, tl.dot(weight, middle, found))
+    return tl.dot(weight, high, tl.dot(weight, middle))
+
+
+@triton.jit
+def load_rows(values, row, length, size: tl.constexpr, SIZE: tl.constexpr):
+    """Return the tile `[LENGTH, SIZE]` of rows before `length`, zeros behind it."""
+    column = tl.arange(0, SIZE)
+    address = row[:, None] * size + column[None, :]
+    if size == SIZE:
+        return tl.load(values + address, mask=(row < length)[:, None], other=0.0)
+    mask = (row < length)[:, None] & (column < size)[None, :]
+    return tl.load(values + address, mask=mask, other=0.0)
+
+
+@triton.jit
+def store_rows(values, row, length, rows, size: tl.constexpr, SIZE: tl.constexpr):
+    """Store a tile `[LENGTH, SIZE]` at the rows before `length`."""
+    column = tl.arange(0, SIZE)
+    address = row[:, None] * size + column[None, :]
+    tl.store(values + address, rows, mask=(row < length)[:, None] & (column < size)[None, :])
+
+
+@triton.jit
+def inverse_norm(square):
+    """Return 1 / sqrt(square), and 0 where it is 0."""
+    return tl.where(square > 0, tl.rsqrt(tl.where(square > 0, square, 1.0)), 0.0)
