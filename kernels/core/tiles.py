@@ -5,10 +5,6 @@ user. A piece of user u in tile i is numbered `u + i`: no number names two piece
 `slots(users, rows, TILE)` programs cover them all.
 """
 
-# Triton's functions take pointers and numbers of the device, which annotations cannot tell apart.
-# ruff: noqa: ANN001, ANN201, ANN202
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
-
 from contextlib import AbstractContextManager, nullcontext
 
 import torch

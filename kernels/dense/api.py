@@ -59,23 +59,22 @@ def target_attention(
         ValueError: shapes or offsets are wrong.
         RuntimeError: `"triton"` was asked for and cannot run, with the reason.
     """
+    check_impl(impl, get_args(TargetImpl))
     checks.check_rows("queries", queries, "[B, C, D]")
     checks.check_index("offsets", offsets)
     checks.check_users("queries", queries.shape[0], offsets)
-    candidates = queries.shape[1]
-    query_offsets = torch.arange(offsets.shape[0], device=offsets.device) * candidates
-    cuts = offsets.diff().repeat_interleave(candidates, output_size=queries.shape[0] * candidates)
-    rows = target_attention_at(
-        queries.flatten(0, 1),
-        query_offsets,
-        cuts,
-        values,
-        offsets,
-        keys=keys,
-        scale=scale,
-        impl=impl,
-    )
-    return rows.view(*queries.shape[:2], values.shape[1])
+    candidates, rows = queries.shape[1], queries.flatten(0, 1)
+    key_rows = values if keys is None else keys
+    _check_rows(rows, key_rows, values, offsets)
+    if _use_triton(impl, rows, key_rows, values, scale):
+        checks.check_same_device(queries=queries, keys=key_rows, values=values, offsets=offsets)
+        interest = _fused(rows, None, None, values, offsets, keys=keys, scale=scale, last=None)
+    else:
+        query_offsets = torch.arange(offsets.shape[0], device=offsets.device) * candidates
+        cuts = offsets.diff().repeat_interleave(candidates, output_size=rows.shape[0])
+        places = (query_offsets, cuts, values, offsets)
+        interest = target_attention_at(rows, *places, keys=keys, scale=scale, impl=impl)
+    return interest.view(*queries.shape[:2], values.shape[1])
 
 
 def target_attention_at(
@@ -113,29 +112,27 @@ def target_attention_at(
         RuntimeError: `"triton"` was asked for and cannot run, with the reason.
     """
     check_impl(impl, get_args(TargetImpl))
-    shared = keys is None or keys is values
-    # Views, for torch.compile refuses one tensor in two places of an autograd.Function.
-    keys = values.view_as(values) if keys is None or keys is values else keys
-    queries = queries.view_as(queries) if queries is values or queries is keys else queries
-    _check_rows(queries, keys, values, offsets)
+    key_rows = values if keys is None else keys
+    _check_rows(queries, key_rows, values, offsets)
     checks.check_queries(queries, query_offsets, cuts, offsets, queries.shape[1], last)
     checks.check_same_device(
         queries=queries,
         query_offsets=query_offsets,
         cuts=cuts,
-        keys=keys,
+        keys=key_rows,
         values=values,
         offsets=offsets,
     )
-    scale = queries.shape[1] ** -0.5 if scale is None else scale
-    arguments = (queries, query_offsets, cuts, keys, values, offsets, scale, last)
+    if _use_triton(impl, queries, key_rows, values, scale):
+        places = (query_offsets, cuts, values, offsets)
+        return _fused(queries, *places, keys=keys, scale=scale, last=last)
+    # Views, for torch.compile refuses one tensor in two places of an autograd.Function.
+    keys = values.view_as(values) if keys is None or keys is values else keys
+    queries = queries.view_as(queries) if queries is values or queries is keys else queries
+    factor = _scale(queries, scale)
+    arguments = (queries, query_offsets, cuts, keys, values, offsets, factor, last)
     if impl == "reference":
         return _reference(*arguments)
-    if use_triton(impl, values.device, _unfit(queries, keys, values, scale)):
-        key_rows = None if shared else keys
-        return apply(
-            _FusedAttendAt, queries, query_offsets, cuts, key_rows, values, offsets, scale, last
-        )
     return apply(_AttendAt, *arguments).to(values.dtype)
 
 
@@ -230,15 +227,42 @@ def _reference(
     return interest.to(values.dtype)
 
 
-def _unfit(queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> str | None:
-    """Return why Triton's kernels are not for these arguments, or None when they are."""
-    dtypes = [rows.dtype for rows in (queries, keys, values)]
-    if len(set(dtypes)) > 1 or values.dtype == torch.float64:
-        return f"rows must be all float16, all bfloat16 or all float32, got {dtypes}"
+def _scale(queries: Tensor, scale: float | None) -> float:
+    return queries.shape[1] ** -0.5 if scale is None else scale
+
+
+def _use_triton(
+    impl: TargetImpl, queries: Tensor, keys: Tensor, values: Tensor, scale: float | None
+) -> bool:
+    """Decide whether Triton's kernels run, which are not for all arguments."""
+    dtypes = {rows.dtype for rows in (queries, keys, values)}
     widths = queries.shape[1], values.shape[1]
-    if not all(1 <= width <= _WIDEST for width in widths):
-        return f"D and Dv must lie within 1 .. {_WIDEST}, got {widths}"
-    return None if scale > 0 else f"scale must be above 0, got {scale=}"
+    unfit = None
+    if len(dtypes) > 1 or values.dtype == torch.float64:
+        unfit = f"rows must be all float16, all bfloat16 or all float32, got {dtypes}"
+    elif not all(1 <= width <= _WIDEST for width in widths):
+        unfit = f"D and Dv must lie within 1 .. {_WIDEST}, got {widths}"
+    elif scale is not None and scale <= 0:
+        unfit = f"scale must be above 0, got {scale=}"
+    return use_triton(impl, values.device, unfit)
+
+
+def _fused(
+    queries: Tensor,
+    query_offsets: Tensor | None,
+    cuts: Tensor | None,
+    values: Tensor,
+    offsets: Tensor,
+    *,
+    keys: Tensor | None,
+    scale: float | None,
+    last: int | None,
+) -> Tensor:
+    keys = None if keys is values else keys
+    # Views, for torch.compile refuses one tensor in two places of an autograd.Function.
+    queries = queries.view_as(queries) if queries is values or queries is keys else queries
+    places = (query_offsets, cuts, keys, values, offsets)
+    return apply(_FusedAttendAt, queries, *places, _scale(queries, scale), last)
 
 
 def _check_rows(queries: Tensor, keys: Tensor, values: Tensor, offsets: Tensor) -> None:

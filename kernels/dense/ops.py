@@ -111,8 +111,8 @@ def _fused_attend_at(*arguments: Any) -> tuple[Tensor, Tensor]:
 
 def _fused_attend_at_fake(
     queries: Tensor,
-    _query_offsets: Tensor,
-    _cuts: Tensor,
+    _query_offsets: Tensor | None,
+    _cuts: Tensor | None,
     _keys: Tensor | None,
     values: Tensor,
     *_: Any,
@@ -131,8 +131,8 @@ def _fused_attend_at_backward_fake(
     _interest: Tensor,
     _log_sums: Tensor,
     queries: Tensor,
-    _query_offsets: Tensor,
-    _cuts: Tensor,
+    _query_offsets: Tensor | None,
+    _cuts: Tensor | None,
     keys: Tensor | None,
     values: Tensor,
     *_: Any,
@@ -216,8 +216,12 @@ register(
 )
 
 # Triton's: results in the dtype of the rows, nothing of the data checked, for the host would wait
-# for it. Keys of None are the values, and the gradient of values then has both parts.
-_FUSED = _SCHEMA.replace("Tensor keys", "Tensor? keys")
+# for it. Keys of None are the values, and the gradient of values then has both parts. Offsets and
+# cuts of None are those of Q / B candidates for each user, over whole histories.
+_FUSED = (
+    "Tensor queries, Tensor? query_offsets, Tensor? cuts, Tensor? keys, Tensor values, "
+    "Tensor offsets, float scale, int? last"
+)
 
 register(
     "dense_fused_attend_at",

@@ -6,11 +6,6 @@ Tiles in the middle of a walk, which every query sees whole, need no mask. Where
 several programs share a walk and a second kernel merges what they found, in fixed order.
 """
 
-# Triton's functions take pointers and numbers of the device, which annotations cannot tell apart.
-# ruff: noqa: ANN001, ANN202
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
-
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hashtab.kernels.core import tiles
+from hashtab.kernels.core.tiles import device_of, slots, span, user_slot
+from hashtab.kernels.dense import tiling
+from hashtab.kernels.dense.tiling import Backward, Shape, Tiles
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _LN_2 = tl.constexpr(0.6931471805599453)
@@ -27,141 +24,62 @@ _NEVER = tl.constexpr(2**62)  # a cut that none reaches
 _CUTS_AT_ONCE = tl.constexpr(512)
 
 _MERGED_ROWS = 4
+_ADDED_AT_ONCE = 1024
 _LONGEST = 2**31 - 1  # what positions within a history are counted in
-
-
-@dataclass(frozen=True)
-class Tiles:
-    """How one kernel is cut.
-
-    Attributes:
-        queries: rows of a tile of queries, a power of two from 16.
-        behaviours: rows of a tile of behaviours, a power of two from 16.
-        warps: of a program.
-        stages: tiles in flight.
-        splits: programs that share the walk over one user's behaviours.
-    """
-
-    queries: int
-    behaviours: int
-    warps: int
-    stages: int
-    splits: int = 1
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What the host knows of a batch.
-
-    Attributes:
-        users: how many.
-        queries: of all users.
-        behaviours: of all users.
-        row: bytes of a behaviour as read: its value, and its key if that is another.
-        width: columns of the wider of keys and values, as a power of two.
-    """
-
-    users: int
-    queries: int
-    behaviours: int
-    row: int
-    width: int
-
-    @property
-    def group(self) -> int:
-        """Queries of a user on average, as a power of two from 16 to 128."""
-        return min(128, _width(-(-self.queries // self.users)))
-
-
-def forward_tiles(shape: Shape) -> Tiles:
-    """Choose the cut of the forward pass."""
-    if shape.group <= 32:
-        rows = max(16, min(128, 16384 // shape.row))
-        return Tiles(shape.group, rows, 4, 3, _splits(shape, shape.group, 512))
-    queries = 64 if shape.row > 512 or shape.group == 64 else 128
-    rows = max(16, min(64, 16384 // shape.row))
-    return Tiles(queries, rows, queries // 16, 3, _splits(shape, queries, 256))
-
-
-def query_tiles(shape: Shape) -> Tiles:
-    """Choose the cut of the gradient of queries."""
-    queries = min(64, shape.group)
-    rows = max(16, min(64 if queries == 64 else 128, 16384 // shape.row))
-    return Tiles(queries, rows, 4, 2, _splits(shape, queries, 512))
-
-
-def behaviour_tiles(shape: Shape) -> Tiles:
-    """Choose the cut of the gradient of behaviours."""
-    queries = min(64, shape.group)
-    rows = 128 if shape.width <= 64 else 64
-    return Tiles(queries, rows, rows // 16, 2)
-
-
-def _splits(shape: Shape, tile: int, wanted: int) -> int:
-    """Return how many programs share a walk so that `wanted` run, each over 512 rows or more."""
-    walks = max(shape.users, shape.queries // tile)
-    rows = shape.behaviours // shape.users
-    return max(1, min(wanted // walks, rows // 512, 64))
 
 
 def attend_at(
     queries: Tensor,
-    query_offsets: Tensor,
-    cuts: Tensor,
+    query_offsets: Tensor | None,
+    cuts: Tensor | None,
     keys: Tensor | None,
     values: Tensor,
     offsets: Tensor,
     scale: float,
     last: int | None,
-    cut: Tiles | None = None,
+    tiles: Tiles | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the interest of each query and the log-sum-exp of its scores.
 
     Args:
         queries: `[Q, D]` float16, bfloat16 or float32, as keys and values.
-        query_offsets: `[B + 1]` int64.
-        cuts: `[Q]` int64, ascending within a user.
+        query_offsets: `[B + 1]` int64; each user has Q / B queries when None.
+        cuts: `[Q]` int64, ascending within a user; None together with `query_offsets`, each query
+            then sees the whole history of its user.
         keys: `[N, D]`; the values when None.
         values: `[N, Dv]`.
         offsets: `[B + 1]` int64.
         scale: factor of the scores, above 0.
         last: behaviours a query sees at most, the latest; all when None.
-        cut: how the kernel is cut; chosen from the shapes when None.
+        tiles: how the kernel is cut; chosen from the shapes when None.
 
     Returns:
         `[Q, Dv]` in the dtype of `values`, and `[Q]` float32; zeros where nothing is seen.
     """
-    walk = _Walk(queries, query_offsets, cuts, keys, values, offsets, scale, last)
-    interest = values.new_empty(walk.queries, walk.value_size)
-    log_sums = values.new_empty(walk.queries, dtype=torch.float32)
-    if walk.queries == 0 or walk.users == 0:
+    batch = _Batch(queries, query_offsets, cuts, keys, values, offsets, scale, last)
+    interest = values.new_empty(batch.queries, values.shape[1])
+    log_sums = values.new_empty(batch.queries, dtype=torch.float32)
+    if batch.queries == 0:
         return interest, log_sums
-    cut = cut or forward_tiles(walk.shape)
-    parts, part_sums = interest, log_sums
-    if cut.splits > 1:
-        parts = log_sums.new_empty(cut.splits, walk.queries, walk.value_size)
-        part_sums = log_sums.new_empty(cut.splits, walk.queries)
-    with tiles.device_of(values):
-        _interest[walk.grid(walk.queries, cut.queries, cut.splits)](
+    tiles = tiles or tiling.forward(batch.shape)
+    if tiles.splits == 1:
+        batch.launch(_interest, tiles, interest_ptr=interest, log_sums_ptr=log_sums)
+        return interest, log_sums
+    parts = log_sums.new_empty(tiles.splits, *interest.shape)
+    part_sums = log_sums.new_empty(tiles.splits, batch.queries)
+    batch.launch(_interest, tiles, interest_ptr=parts, log_sums_ptr=part_sums)
+    with device_of(values):
+        _merge[(triton.cdiv(batch.queries, _MERGED_ROWS),)](
             parts,
             part_sums,
-            *walk.arguments,
-            **walk.constants,
-            **_options(cut),
-            SPLITS=cut.splits,
+            interest,
+            log_sums,
+            batch.queries,
+            tiles.splits,
+            DV=values.shape[1],
+            VALUE_WIDTH=tiling.width_of(values.shape[1]),
+            ROWS=_MERGED_ROWS,
         )
-        if cut.splits > 1:
-            _merge[(triton.cdiv(walk.queries, _MERGED_ROWS),)](
-                parts,
-                part_sums,
-                interest,
-                log_sums,
-                walk.queries,
-                cut.splits,
-                DV=walk.value_size,
-                VALUE_WIDTH=_width(walk.value_size),
-                ROWS=_MERGED_ROWS,
-            )
     return interest, log_sums
 
 
@@ -170,15 +88,14 @@ def attend_at_backward(
     interest: Tensor,
     log_sums: Tensor,
     queries: Tensor,
-    query_offsets: Tensor,
-    cuts: Tensor,
+    query_offsets: Tensor | None,
+    cuts: Tensor | None,
     keys: Tensor | None,
     values: Tensor,
     offsets: Tensor,
     scale: float,
     last: int | None,
-    query_cut: Tiles | None = None,
-    behaviour_cut: Tiles | None = None,
+    tiles: Backward | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of queries `[Q, D]`, keys `[N, D]` and values `[N, Dv]`.
 
@@ -194,76 +111,47 @@ def attend_at_backward(
         offsets: see `attend_at`.
         scale: see `attend_at`.
         last: see `attend_at`.
-        query_cut: how the kernel of the gradient of queries is cut.
-        behaviour_cut: how the kernel of the gradient of behaviours is cut.
+        tiles: how the kernels are cut; chosen from the shapes when None.
 
     Returns:
         Gradients in the dtype of the rows. Without keys that of values has both parts, and that of
         keys is `[0, D]`.
     """
-    walk = _Walk(queries, query_offsets, cuts, keys, values, offsets, scale, last)
-    grad, interest = grad.contiguous(), interest.contiguous()
+    batch = _Batch(queries, query_offsets, cuts, keys, values, offsets, scale, last)
     grad_queries = queries.new_empty(queries.shape)
     grad_values = values.new_empty(values.shape)
-    grad_keys = values.new_empty(0 if keys is None else walk.behaviours, walk.size)
-    if walk.users == 0:
+    grad_keys = values.new_empty(0 if keys is None else keys.shape[0], queries.shape[1])
+    if batch.users == 0:
         return grad_queries, grad_keys, grad_values
-    alongs = log_sums.new_empty(walk.queries)
-    with tiles.device_of(values):
-        if walk.queries:
-            query_cut = query_cut or query_tiles(walk.shape)
-            _launch_grad_of_queries(walk, query_cut, grad, interest, log_sums, alongs, grad_queries)
-        if walk.behaviours:
-            cut = behaviour_cut or behaviour_tiles(walk.shape)
-            _grad_of_behaviours[walk.grid(walk.behaviours, cut.behaviours)](
-                grad,
-                log_sums,
-                alongs,
-                grad_keys,
-                grad_values,
-                *walk.arguments,
-                **walk.constants,
-                **_options(cut),
-            )
+    tiles = tiles or tiling.backward(batch.shape)
+    ends: dict[str, Tensor] = {
+        "grad_ptr": grad.contiguous(),
+        "interest_ptr": interest.contiguous(),
+        "log_sums_ptr": log_sums,
+        "grad_keys_ptr": grad_keys,
+        "grad_values_ptr": grad_values,
+    }
+    if tiles.together and batch.queries:
+        batch.launch_summed(_grads_together, tiles.together, grad_queries, **ends)
+        return grad_queries, grad_keys, grad_values
+    alongs = log_sums.new_empty(batch.queries)
+    if batch.queries:
+        batch.launch_summed(
+            _grad_of_queries, tiles.queries, grad_queries, **ends, alongs_ptr=alongs
+        )
+    if values.shape[0]:
+        batch.launch(_grad_of_behaviours, tiles.behaviours, **ends, alongs_ptr=alongs)
     return grad_queries, grad_keys, grad_values
 
 
-def _launch_grad_of_queries(
-    walk: "_Walk",
-    cut: Tiles,
-    grad: Tensor,
-    interest: Tensor,
-    log_sums: Tensor,
-    alongs: Tensor,
-    grad_queries: Tensor,
-) -> None:
-    parts = grad_queries
-    if cut.splits > 1:
-        parts = log_sums.new_empty(cut.splits, *grad_queries.shape)
-    _grad_of_queries[walk.grid(walk.queries, cut.queries, cut.splits)](
-        grad,
-        interest,
-        log_sums,
-        alongs,
-        parts,
-        *walk.arguments,
-        **walk.constants,
-        **_options(cut),
-        SPLITS=cut.splits,
-    )
-    if cut.splits > 1:
-        count = grad_queries.numel()
-        _add_up[(triton.cdiv(count, 1024),)](parts, grad_queries, count, cut.splits, BLOCK=1024)
-
-
-class _Walk:
-    """The arguments that all kernels take in the same order, and the sizes they stand for."""
+class _Batch:
+    """The arguments that kernels have in common, by the names they have there."""
 
     def __init__(
         self,
         queries: Tensor,
-        query_offsets: Tensor,
-        cuts: Tensor,
+        query_offsets: Tensor | None,
+        cuts: Tensor | None,
         keys: Tensor | None,
         values: Tensor,
         offsets: Tensor,
@@ -271,57 +159,76 @@ class _Walk:
         last: int | None,
     ) -> None:
         self.users = offsets.shape[0] - 1
-        self.queries, self.size = queries.shape
-        self.behaviours, self.value_size = values.shape
-        self.read_bytes = values.element_size() * (1 if keys is None else 2)
-        values = values.contiguous()
-        self.arguments = (
-            queries.contiguous(),
-            query_offsets.contiguous(),
-            cuts.contiguous(),
-            values if keys is None else keys.contiguous(),
-            values,
-            offsets.contiguous(),
+        self.queries, size = queries.shape
+        self.behaviours, value_size = values.shape
+        uniform = query_offsets is None or cuts is None
+        width, value_width = tiling.width_of(size), tiling.width_of(value_size)
+        self.shape = Shape(
             self.users,
             self.queries,
             self.behaviours,
-            scale,
-            0 if last is None else min(last, _LONGEST),
+            max(width, value_width),
+            values.element_size(),
+            keys is None,
+            uniform,
         )
-        self.constants = {
-            "D": self.size,
-            "DV": self.value_size,
-            "WIDTH": _width(self.size),
-            "VALUE_WIDTH": _width(self.value_size),
+        self._values = values.contiguous()
+        self._arguments: dict[str, Any] = {
+            "queries_ptr": queries.contiguous(),
+            "query_offsets_ptr": offsets if query_offsets is None else query_offsets.contiguous(),
+            "cuts_ptr": offsets if cuts is None else cuts.contiguous(),
+            "keys_ptr": self._values if keys is None else keys.contiguous(),
+            "values_ptr": self._values,
+            "offsets_ptr": offsets.contiguous(),
+            "users": self.users,
+            "queries": self.queries,
+            "behaviours": self.behaviours,
+            "candidates": self.queries // self.users if uniform and self.users else 0,
+            "scale": scale,
+            "last": 0 if last is None else min(last, _LONGEST),
+            "D": size,
+            "DV": value_size,
+            "WIDTH": width,
+            "VALUE_WIDTH": value_width,
             "SHARED": keys is None,
+            "UNIFORM": uniform,
             "LAST": last is not None,
             # A single TF32 product is no float32; three of them are nearly one.
             "PRECISION": "tf32x3" if values.dtype == torch.float32 else "tf32",
         }
 
-    @property
-    def shape(self) -> Shape:
-        """What decides how kernels are cut."""
-        width = _width(max(self.size, self.value_size))
-        return Shape(self.users, self.queries, self.behaviours, width * self.read_bytes, width)
+    def launch(self, kernel: Any, tiles: Tiles, **others: Tensor) -> None:
+        """Run a kernel with those of the arguments that it takes."""
+        known = self._arguments | others
+        known |= {"QUERIES": tiles.queries, "BEHAVIOURS": tiles.behaviours, "SPLITS": tiles.splits}
+        arguments = {name: known[name] for name in kernel.arg_names}
+        with device_of(self._values):
+            kernel[self._grid(kernel, tiles)](
+                **arguments, num_warps=tiles.warps, num_stages=tiles.stages
+            )
 
-    def grid(self, rows: int, tile: int, splits: int = 1) -> tuple[int, int]:
-        """Return how many programs cover `rows` rows of all users in tiles, and their splits."""
-        return tiles.slots(self.users, rows, tile), splits
+    def launch_summed(
+        self, kernel: Any, tiles: Tiles, grad_queries: Tensor, **others: Tensor
+    ) -> None:
+        """Run a kernel whose splits each find a part of the gradient of queries."""
+        if tiles.splits == 1:
+            self.launch(kernel, tiles, grad_queries_ptr=grad_queries, **others)
+            return
+        shape, count = (tiles.splits, *grad_queries.shape), grad_queries.numel()
+        parts = grad_queries.new_empty(shape, dtype=torch.float32)
+        self.launch(kernel, tiles, grad_queries_ptr=parts, **others)
+        with device_of(self._values):
+            _add_up[(triton.cdiv(count, _ADDED_AT_ONCE),)](
+                parts, grad_queries, count, tiles.splits, BLOCK=_ADDED_AT_ONCE
+            )
 
-
-def _options(cut: Tiles) -> dict[str, Any]:
-    return {
-        "QUERIES": cut.queries,
-        "BEHAVIOURS": cut.behaviours,
-        "num_warps": cut.warps,
-        "num_stages": cut.stages,
-    }
-
-
-def _width(size: int) -> int:
-    """Return the columns of a tile, for matrix products take powers of two from 16 up."""
-    return max(16, 1 << (size - 1).bit_length())
+    def _grid(self, kernel: Any, tiles: Tiles) -> tuple[int, int]:
+        """Return how many programs cover the rows that a kernel takes tiles of, and splits."""
+        if kernel is _grad_of_behaviours:
+            return slots(self.users, self.behaviours, tiles.behaviours), 1
+        if self.shape.uniform:
+            return self.users * triton.cdiv(self.queries // self.users, tiles.queries), tiles.splits
+        return slots(self.users, self.queries, tiles.queries), tiles.splits
 
 
 @triton.jit
@@ -362,11 +269,42 @@ def _store(rows_ptr, first, count, x, ROWS: tl.constexpr, SIZE: tl.constexpr, WI
 
 
 @triton.jit
-def _seen(cuts_ptr, begin, count, length, last, QUERIES: tl.constexpr, LAST: tl.constexpr):
+def _own_queries(
+    query_offsets_ptr, users, queries, candidates, QUERIES: tl.constexpr, UNIFORM: tl.constexpr
+):
+    """Return the user, the first row and the number of the queries that are this program's."""
+    number = tl.program_id(0)
+    if UNIFORM:
+        pieces = tl.cdiv(candidates, QUERIES)
+        user = (number // pieces).to(tl.int64)
+        done = number % pieces * QUERIES
+        begin = user * candidates + done
+        count = tl.minimum(candidates - done, QUERIES)
+    else:
+        user, begin, end = user_slot(query_offsets_ptr, users, number, QUERIES)
+        begin = tl.maximum(begin, 0)
+        count = (tl.minimum(end, queries) - begin).to(tl.int32)
+    return user, begin, count
+
+
+@triton.jit
+def _seen(
+    cuts_ptr,
+    begin,
+    count,
+    length,
+    last,
+    QUERIES: tl.constexpr,
+    UNIFORM: tl.constexpr,
+    LAST: tl.constexpr,
+):
     """Return what the queries of a tile see: positions from low up to cut within their user."""
     row = tl.arange(0, QUERIES)
-    cut = tl.load(cuts_ptr + begin + row, mask=row < count, other=0)
-    cut = tl.minimum(tl.maximum(cut, 0), length).to(tl.int32)
+    if UNIFORM:
+        cut = tl.where(row < count, length, 0)
+    else:
+        cut = tl.load(cuts_ptr + begin + row, mask=row < count, other=0)
+        cut = tl.minimum(tl.maximum(cut, 0), length).to(tl.int32)
     low = tl.maximum(cut - last, 0) if LAST else tl.zeros_like(cut)
     return low, cut
 
@@ -427,7 +365,7 @@ def _weights(logarithms, PRECISION: tl.constexpr):
     return tl.exp2(logarithms)
 
 
-@triton.jit(do_not_specialize=["users", "queries", "behaviours", "last"])
+@triton.jit(do_not_specialize=["users", "queries", "behaviours", "candidates", "last"])
 def _interest(
     interest_ptr,
     log_sums_ptr,
@@ -440,6 +378,7 @@ def _interest(
     users,
     queries,
     behaviours,
+    candidates,
     scale,
     last,
     D: tl.constexpr,
@@ -447,21 +386,22 @@ def _interest(
     WIDTH: tl.constexpr,
     VALUE_WIDTH: tl.constexpr,
     SHARED: tl.constexpr,
+    UNIFORM: tl.constexpr,
     LAST: tl.constexpr,
     PRECISION: tl.constexpr,
     QUERIES: tl.constexpr,
     BEHAVIOURS: tl.constexpr,
     SPLITS: tl.constexpr,
 ):
-    user, begin, end = tiles.user_slot(query_offsets_ptr, users, tl.program_id(0), QUERIES)
-    begin, end = tl.maximum(begin, 0), tl.minimum(end, queries)
-    if begin >= end:
+    user, begin, count = _own_queries(
+        query_offsets_ptr, users, queries, candidates, QUERIES, UNIFORM
+    )
+    if count <= 0:
         return
-    count = end - begin
-    first, behind = tiles.span(offsets_ptr, user, behaviours)
+    first, behind = span(offsets_ptr, user, behaviours)
     length = (behind - first).to(tl.int32)
     q = _load(queries_ptr, begin, count, QUERIES, D, WIDTH)
-    low, cut = _seen(cuts_ptr, begin, count, length, last, QUERIES, LAST)
+    low, cut = _seen(cuts_ptr, begin, count, length, last, QUERIES, UNIFORM, LAST)
     real = tl.arange(0, QUERIES) < count
     start, whole_from, whole_to, stop = _walk(low, cut, real, length, BEHAVIOURS, SPLITS)
     scale *= _LOG2_E
@@ -540,7 +480,7 @@ def _merge(
     tl.store(log_sums_ptr + begin + row, log_sum, mask=real)
 
 
-@triton.jit(do_not_specialize=["users", "queries", "behaviours", "last"])
+@triton.jit(do_not_specialize=["users", "queries", "behaviours", "candidates", "last"])
 def _grad_of_queries(
     grad_ptr,
     interest_ptr,
@@ -556,6 +496,7 @@ def _grad_of_queries(
     users,
     queries,
     behaviours,
+    candidates,
     scale,
     last,
     D: tl.constexpr,
@@ -563,6 +504,7 @@ def _grad_of_queries(
     WIDTH: tl.constexpr,
     VALUE_WIDTH: tl.constexpr,
     SHARED: tl.constexpr,
+    UNIFORM: tl.constexpr,
     LAST: tl.constexpr,
     PRECISION: tl.constexpr,
     QUERIES: tl.constexpr,
@@ -570,12 +512,12 @@ def _grad_of_queries(
     SPLITS: tl.constexpr,
 ):
     """Write gradients of queries, and scale times each interest's part along its gradient."""
-    user, begin, end = tiles.user_slot(query_offsets_ptr, users, tl.program_id(0), QUERIES)
-    begin, end = tl.maximum(begin, 0), tl.minimum(end, queries)
-    if begin >= end:
+    user, begin, count = _own_queries(
+        query_offsets_ptr, users, queries, candidates, QUERIES, UNIFORM
+    )
+    if count <= 0:
         return
-    count = end - begin
-    first, behind = tiles.span(offsets_ptr, user, behaviours)
+    first, behind = span(offsets_ptr, user, behaviours)
     length = (behind - first).to(tl.int32)
     q = _load(queries_ptr, begin, count, QUERIES, D, WIDTH)
     grad = _load(grad_ptr, begin, count, QUERIES, DV, VALUE_WIDTH)
@@ -586,7 +528,7 @@ def _grad_of_queries(
     if SPLITS == 1 or tl.program_id(1) == 0:
         tl.store(alongs_ptr + begin + row, along, mask=real)
     log_sum = tl.load(log_sums_ptr + begin + row, mask=real, other=0.0) * _LOG2_E
-    low, cut = _seen(cuts_ptr, begin, count, length, last, QUERIES, LAST)
+    low, cut = _seen(cuts_ptr, begin, count, length, last, QUERIES, UNIFORM, LAST)
     start, whole_from, whole_to, stop = _walk(low, cut, real, length, BEHAVIOURS, SPLITS)
     sums = tl.zeros([QUERIES, WIDTH], tl.float32)
     for PART in tl.static_range(0 if LAST else 1, 3):
@@ -625,7 +567,7 @@ def _add_up(parts_ptr, out_ptr, count, splits, BLOCK: tl.constexpr):
     tl.store(out_ptr + at, sums.to(out_ptr.dtype.element_ty), mask=real)
 
 
-@triton.jit(do_not_specialize=["users", "queries", "behaviours", "last"])
+@triton.jit(do_not_specialize=["users", "queries", "behaviours", "candidates", "last"])
 def _grad_of_behaviours(
     grad_ptr,
     log_sums_ptr,
@@ -641,6 +583,7 @@ def _grad_of_behaviours(
     users,
     queries,
     behaviours,
+    candidates,
     scale,
     last,
     D: tl.constexpr,
@@ -648,12 +591,13 @@ def _grad_of_behaviours(
     WIDTH: tl.constexpr,
     VALUE_WIDTH: tl.constexpr,
     SHARED: tl.constexpr,
+    UNIFORM: tl.constexpr,
     LAST: tl.constexpr,
     PRECISION: tl.constexpr,
     QUERIES: tl.constexpr,
     BEHAVIOURS: tl.constexpr,
 ):
-    user, begin, end = tiles.user_slot(offsets_ptr, users, tl.program_id(0), BEHAVIOURS)
+    user, begin, end = user_slot(offsets_ptr, users, tl.program_id(0), BEHAVIOURS)
     begin, end = tl.maximum(begin, 0), tl.minimum(end, behaviours)
     if begin >= end:
         return
@@ -661,15 +605,24 @@ def _grad_of_behaviours(
     k = _load(keys_ptr, begin, count, BEHAVIOURS, D, WIDTH)
     v = k if SHARED else _load(values_ptr, begin, count, BEHAVIOURS, DV, VALUE_WIDTH)
     place = begin - tl.load(offsets_ptr + user)
-    first, behind = tiles.span(query_offsets_ptr, user, queries)
-    watching = (behind - first).to(tl.int32)
-    start, whole_from, whole_to, stop = _watchers(
-        cuts_ptr + first, watching, place, place + count, last, QUERIES, LAST
-    )
+    if UNIFORM:
+        first = user * candidates
+        start, whole_from, whole_to, stop = 0, 0, candidates, candidates
+    else:
+        first, behind = span(query_offsets_ptr, user, queries)
+        start, whole_from, whole_to, stop = _watchers(
+            cuts_ptr + first,
+            (behind - first).to(tl.int32),
+            place,
+            place + count,
+            last,
+            QUERIES,
+            LAST,
+        )
     position = (place + tl.arange(0, BEHAVIOURS))[:, None]
     grad_keys = tl.zeros([BEHAVIOURS, WIDTH], tl.float32)
     grad_values = tl.zeros([BEHAVIOURS, VALUE_WIDTH], tl.float32)
-    for PART in tl.static_range(0, 3 if LAST else 2):
+    for PART in tl.static_range(1 if UNIFORM else 0, 3 if LAST else 2):
         at_first = start if PART == 0 else (whole_from if PART == 1 else whole_to)
         at_stop = whole_from if PART == 0 else (whole_to if PART == 1 else stop)
         for at in range(at_first, at_stop, QUERIES):
@@ -701,3 +654,73 @@ def _grad_of_behaviours(
     _store(grad_values_ptr, begin, count, grad_values, BEHAVIOURS, DV, VALUE_WIDTH)
     if not SHARED:
         _store(grad_keys_ptr, begin, count, grad_keys, BEHAVIOURS, D, WIDTH)
+
+
+@triton.jit(do_not_specialize=["queries", "behaviours", "candidates"])
+def _grads_together(
+    grad_ptr,
+    interest_ptr,
+    log_sums_ptr,
+    grad_queries_ptr,
+    grad_keys_ptr,
+    grad_values_ptr,
+    queries_ptr,
+    keys_ptr,
+    values_ptr,
+    offsets_ptr,
+    queries,
+    behaviours,
+    candidates,
+    scale,
+    D: tl.constexpr,
+    DV: tl.constexpr,
+    WIDTH: tl.constexpr,
+    VALUE_WIDTH: tl.constexpr,
+    SHARED: tl.constexpr,
+    PRECISION: tl.constexpr,
+    QUERIES: tl.constexpr,
+    BEHAVIOURS: tl.constexpr,
+    SPLITS: tl.constexpr,
+):
+    """Write all gradients in one walk, where one tile holds all queries of a user."""
+    user = tl.program_id(0).to(tl.int64)
+    begin = user * candidates
+    first, behind = span(offsets_ptr, user, behaviours)
+    length = (behind - first).to(tl.int32)
+    q = _load(queries_ptr, begin, candidates, QUERIES, D, WIDTH)
+    grad = _load(grad_ptr, begin, candidates, QUERIES, DV, VALUE_WIDTH)
+    interest = _load(interest_ptr, begin, candidates, QUERIES, DV, VALUE_WIDTH)
+    along = tl.sum(grad.to(tl.float32) * interest.to(tl.float32), 1) * scale
+    row = tl.arange(0, QUERIES)
+    log_sum = tl.load(log_sums_ptr + begin + row, mask=row < candidates, other=0.0) * _LOG2_E
+    share = tl.cdiv(tl.cdiv(length, BEHAVIOURS), SPLITS) * BEHAVIOURS
+    start = tl.minimum(tl.program_id(1) * share, length)
+    stop = tl.minimum(start + share, length)
+    whole_to = start + (stop - start) // BEHAVIOURS * BEHAVIOURS
+    sums = tl.zeros([WIDTH, QUERIES], tl.float32)
+    for PART in tl.static_range(1, 3):
+        at_first = start if PART == 1 else whole_to
+        at_stop = whole_to if PART == 1 else stop
+        for at in range(at_first, at_stop, BEHAVIOURS):
+            count = length - at
+            k = _load(keys_ptr, first + at, count, BEHAVIOURS, D, WIDTH, PART == 1)
+            if SHARED:
+                v = k
+            else:
+                v = _load(values_ptr, first + at, count, BEHAVIOURS, DV, VALUE_WIDTH, PART == 1)
+            scores = tl.dot(k, tl.trans(q), input_precision=PRECISION)
+            gains = tl.dot(v, tl.trans(grad), input_precision=PRECISION)
+            if PART != 1:
+                scores = tl.where(tl.arange(0, BEHAVIOURS)[:, None] < count, scores, float("-inf"))
+            weights = _weights(scores * (scale * _LOG2_E) - log_sum[None, :], PRECISION)
+            slopes = (weights * (gains * scale - along[None, :])).to(k.dtype)
+            grad_values = tl.dot(weights.to(grad.dtype), grad, input_precision=PRECISION)
+            if SHARED:
+                grad_values = tl.dot(slopes, q, grad_values, input_precision=PRECISION)
+            else:
+                grad_keys = tl.dot(slopes, q, input_precision=PRECISION)
+                _store(grad_keys_ptr, first + at, count, grad_keys, BEHAVIOURS, D, WIDTH)
+            _store(grad_values_ptr, first + at, count, grad_values, BEHAVIOURS, DV, VALUE_WIDTH)
+            sums = tl.dot(tl.trans(k), slopes, sums, input_precision=PRECISION)
+    begin += tl.program_id(1).to(tl.int64) * queries
+    _store(grad_queries_ptr, begin, candidates, tl.trans(sums), QUERIES, D, WIDTH)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hashtab.kernels import dense
-from hashtab.kernels.dense import reference, triton
+from hashtab.kernels.dense import reference, tiling, triton
 from tests.kernels.histories import Histories, offsets_of
 from tests.tolerances import TOLERANCE
 
@@ -116,7 +116,7 @@ def test_errs_at_most_twice_as_much_as_plain_pytorch(dtype: torch.dtype, last: i
         assert error(x, z) <= max(2 * error(y, z), FLOAT32_LIKE)
 
 
-CUT = triton.Tiles(queries=16, behaviours=16, warps=4, stages=2)
+CUT = tiling.Tiles(queries=16, behaviours=16, warps=4, stages=2)
 
 
 @pytest.mark.usefixtures("poisoned_memory")
@@ -133,7 +133,7 @@ def test_any_cut_of_the_work_gives_the_same(
     interest, log_sums = triton.attend_at(*arguments, cut)
     upstream = torch.arange(interest.numel(), device=DEVICE).view(interest.shape).cos()
     grads = triton.attend_at_backward(
-        upstream, interest, log_sums, *arguments, cut, replace(cut, splits=1)
+        upstream, interest, log_sums, *arguments, tiling.Backward(cut, cut)
     )
     found = [interest, grads[0], grads[2], *([] if shared else [grads[1]])]
     assert_close(found, exactly(h, keys, last), torch.float32)
@@ -227,16 +227,41 @@ def test_float64_and_other_misfits_are_named() -> None:
         )
 
 
-def test_whole_histories_of_candidates() -> None:
-    h = draw([20, 0, 12], torch.float32)
+@pytest.mark.usefixtures("poisoned_memory")
+@dtypes
+@key_rows
+@pytest.mark.parametrize("candidates", [1, 17, 70])
+def test_whole_histories_of_candidates(dtype: torch.dtype, shared: bool, candidates: int) -> None:
+    h = draw([40, 0, 1, 128], dtype, size=24, queries=candidates)
 
-    def interest(queries: Tensor, values: Tensor, impl: dense.TargetImpl) -> Tensor:
-        return dense.target_attention(queries, values, h.offsets, keys=values, impl=impl)
+    def interest(queries: Tensor, values: Tensor, *keys: Tensor, impl: dense.TargetImpl) -> Tensor:
+        rows = keys[0] if keys else values
+        return dense.target_attention(queries, values, h.offsets, keys=rows, impl=impl)
 
-    queries = h.queries.view(3, 5, -1)
-    found = with_gradients(partial(interest, impl="triton"), queries, h.values)
-    rows = queries.double(), h.values.double()
-    assert_close(found, with_gradients(partial(interest, impl="reference"), *rows), torch.float32)
+    queries = h.queries.view(4, candidates, -1)
+    leaves = [queries, h.values, *([] if shared else [h.values.roll(1, 0)])]
+    found = with_gradients(partial(interest, impl="triton"), *leaves)
+    exact = (leaf.double() for leaf in leaves)
+    assert_close(found, with_gradients(partial(interest, impl="reference"), *exact), dtype)
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@key_rows
+@pytest.mark.parametrize("together", [CUT, replace(CUT, splits=3), None], ids=str)
+def test_any_cut_of_the_work_gives_the_same_for_candidates(
+    shared: bool, together: tiling.Tiles | None
+) -> None:
+    h = draw([40, 130, 0, 1], torch.float32, size=16, queries=3)
+    keys = keys_of(h, shared)
+    arguments = (h.queries, None, None, keys, h.values, h.offsets, 0.25, None)
+    interest, log_sums = triton.attend_at(*arguments, replace(CUT, splits=2))
+    upstream = torch.arange(interest.numel(), device=DEVICE).view(interest.shape).cos()
+    grads = triton.attend_at_backward(
+        upstream, interest, log_sums, *arguments, tiling.Backward(CUT, CUT, together)
+    )
+    found = [interest, grads[0], grads[2], *([] if shared else [grads[1]])]
+    whole = replace(h, cuts=h.offsets.diff().repeat_interleave(3))
+    assert_close(found, exactly(whole, keys, None), torch.float32)
 
 
 def test_huge_scores_do_not_overflow() -> None:
@@ -251,10 +276,12 @@ def test_operators_pass_opcheck(shared: bool) -> None:
     h = draw([0, 5, 17], torch.float32, queries=3)
     keys = None if shared else h.values.t().contiguous().t()
     arguments = (h.queries, h.query_offsets, h.cuts, keys, h.values, h.offsets, 0.3, 4)
-    torch.library.opcheck(ops.dense_fused_attend_at, arguments)
-    forward = ops.dense_fused_attend_at(*arguments)
+    whole = (h.queries, None, None, keys, h.values, h.offsets, 0.3, None)
     upstream = torch.ones(8, 9, device=DEVICE).t()
-    torch.library.opcheck(ops.dense_fused_attend_at_backward, (upstream, *forward, *arguments))
+    for inputs in (arguments, whole):
+        torch.library.opcheck(ops.dense_fused_attend_at, inputs)
+        forward = ops.dense_fused_attend_at(*inputs)
+        torch.library.opcheck(ops.dense_fused_attend_at_backward, (upstream, *forward, *inputs))
 
 
 @key_rows
