@@ -26,6 +26,7 @@ from tests.kernels.fused import (
     assert_same_bits,
     attend,
     attend_at,
+    attend_last,
     candidates,
     cases,
     draw,
