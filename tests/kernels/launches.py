@@ -93,17 +93,27 @@ def _attend_at(shape: Shape) -> None:
     from hashtab.kernels.sdim.triton import attend_at
 
     queries, query_offsets, cuts = shape.requests(320)
-    interest, packed, query_packed = attend_at.attend_at(
+    interest, packed, query_packed, scales = attend_at.attend_at(
         shape.values, shape.offsets, queries, query_offsets, cuts, shape.planes, shape.tau, None
     )
-    kept = (shape.values, shape.offsets, packed, query_packed, query_offsets, cuts)
+    kept = shape.values, shape.offsets, packed, query_packed, scales, query_offsets, cuts
     attend_at.attend_at_backward(interest, *kept, shape.groups, shape.tau, None)
 
 
-def _dense(shape: Shape, requests: int) -> None:
+def _dense(shape: Shape) -> None:
     from hashtab.kernels.dense import triton as dense
 
-    rest = (*shape.requests(requests), None, shape.values, shape.offsets, 0.1, None)
+    queries = shape.candidates(1).flatten(0, 1)
+    rest = (queries, None, None, None, shape.values, shape.offsets, 0.1, None)
+    interest, log_sums = dense.attend_at(*rest)
+    dense.attend_at_backward(interest, interest, log_sums, *rest)
+
+
+def _dense_at(shape: Shape) -> None:
+    from hashtab.kernels.dense import triton as dense
+
+    queries, query_offsets, cuts = shape.requests(320)
+    rest = (queries, query_offsets, cuts, None, shape.values, shape.offsets, 0.1, None)
     interest, log_sums = dense.attend_at(*rest)
     dense.attend_at_backward(interest, interest, log_sums, *rest)
 
@@ -115,8 +125,8 @@ _OPERATORS: dict[str, Callable[[Shape], object]] = {
     "attend to 1": partial(_attend, candidates=1),
     "attend to many": partial(_attend, candidates=100),
     "attend_at": _attend_at,
-    "dense for 1": partial(_dense, requests=1),
-    "dense for many": partial(_dense, requests=320),
+    "dense": _dense,
+    "dense at cuts": _dense_at,
 }
 _LARGE = Shape(torch.bfloat16, 128, 3, 16)
 _SHAPES = {  # by compute capability; few, for a kernel takes a second
