@@ -70,7 +70,7 @@ def draw(lengths: list[int], case: Case, *, queries: int = 5, seed: int = 0) -> 
         lengths, size=size, planes=tau * groups, queries=queries, dtype=dtype, seed=seed
     )
     h = replace(h, values=_off_planes(h.values, h.planes), queries=_off_planes(h.queries, h.planes))
-    return replace(h, **{name: tensor.to(DEVICE) for name, tensor in vars(h).items()})
+    return replace(h, **{name: tensor.to(DEVICE, copy=True) for name, tensor in vars(h).items()})
 
 
 def _off_planes(x: Tensor, planes: Tensor) -> Tensor:
@@ -115,6 +115,16 @@ def only(h: Histories, user: int) -> Histories:
     )
 
 
+def of_user(h: Histories, user: int, results: list[Tensor]) -> list[Tensor]:
+    """Return one user's part of the result and gradient of an operator on behaviours."""
+    result, grad = results
+    first, behind = h.offsets[user : user + 2].tolist()
+    if result.dim() > 2:
+        return [result[user : user + 1], grad[first:behind]]
+    first_query, behind_query = h.query_offsets[user : user + 2].tolist()
+    return [result[first_query:behind_query], grad[first:behind]]
+
+
 def encode(h: Histories, tau: int, impl: Impl) -> list[Tensor]:
     """Return the table and the gradient of the behaviours."""
     return with_gradient(
@@ -151,8 +161,19 @@ def attend_last(h: Histories, tau: int, impl: Impl) -> list[Tensor]:
     return attend_at(h, tau, impl, last=20)
 
 
+def encode_and_read(h: Histories, tau: int, impl: Impl) -> list[Tensor]:
+    """Return the interests of a table that is not kept and the gradient of the behaviours."""
+    queries = candidates(h)
+
+    def interest(values: Tensor) -> Tensor:
+        table = sdim.encode(values, h.offsets, h.planes, tau, impl=impl)
+        return sdim.read(table, queries, h.planes, tau, impl=impl)
+
+    return with_gradient(interest, h.values)
+
+
 Operator = Callable[[Histories, int, Impl], list[Tensor]]
-OPERATORS: list[Operator] = [encode, read, attend, attend_at, attend_last]
+OPERATORS: list[Operator] = [encode, read, encode_and_read, attend, attend_at, attend_last]
 operators = pytest.mark.parametrize("operator", OPERATORS, ids=lambda f: f.__name__)
 
 
@@ -171,6 +192,20 @@ def with_gradient(function: Callable[[Tensor], Tensor], rows: Tensor) -> list[Te
 
 def upstream(out: Tensor) -> Tensor:
     """Return numbers that are the same in every dtype."""
+    return _wave(out)
+
+
+def same_for_users(queries: int) -> Callable[[Tensor], Tensor]:
+    """Return an `upstream` that is the same for each user, who has so many queries."""
+
+    def upstream(out: Tensor) -> Tensor:
+        own = 1 if out.dim() > 2 else queries
+        return _wave(out[:own]).repeat(len(out) // own, *[1] * (out.dim() - 1))
+
+    return upstream
+
+
+def _wave(out: Tensor) -> Tensor:
     wave = torch.arange(out.numel(), device=out.device).view(out.shape).cos()
     return wave.bfloat16().to(out.dtype)
 
