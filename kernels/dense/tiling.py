@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+_ENOUGH = 512  # programs that keep a GPU of 132 processors busy
 _SHORTEST_SHARE = 512  # behaviours of an average user below which a walk is not shared
 
 
@@ -15,6 +16,7 @@ class Tiles:
         warps: of a program.
         stages: tiles in flight.
         splits: programs that share the walk over one user's behaviours.
+        chunk: columns of two tiles that are multiplied at once.
     """
 
     queries: int
@@ -22,6 +24,7 @@ class Tiles:
     warps: int
     stages: int
     splits: int = 1
+    chunk: int = 256
 
 
 @dataclass(frozen=True)
@@ -79,41 +82,80 @@ def width_of(size: int) -> int:
 
 def forward(shape: Shape) -> Tiles:
     """Choose how the forward pass is cut."""
-    if shape.group <= 32:
-        rows = max(16, min(128, 16384 // shape.row))
-        return Tiles(shape.group, rows, 4, 3, _splits(shape, shape.group, 512))
-    queries = 64 if shape.row > 512 or shape.group == 64 else 128
-    rows = max(16, min(64, 16384 // shape.row))
-    return Tiles(queries, rows, queries // 16, 3, _splits(shape, queries, 256))
+    if shape.itemsize > 2:
+        return _forward_of_float32(shape)
+    queries = min(shape.group, 64 if shape.width > 128 else 128)
+    rows, warps, stages = {
+        16: (128 if shape.width <= 64 else 64, 4, 3 if shape.row <= 128 else 2),
+        32: (64, 4, 3),
+        64: (64, 8 if shape.width > 128 else 4, 3),
+        128: (64, 8, 3),
+    }[queries]
+    if queries == 32 and shape.width == 128:
+        rows, warps, stages = (64, 8, 3) if shape.shared else (128, 8, 2)
+    elif queries > 16 and shape.row > 512:
+        rows = 32
+    return Tiles(queries, rows, warps, stages, _splits(shape, queries))
 
 
 def backward(shape: Shape) -> Backward:
     """Choose how the backward pass is cut."""
-    together = shape.uniform and shape.group <= 64
-    return Backward(
-        _of_queries(shape), _of_behaviours(shape), _of_both(shape) if together else None
-    )
+    if shape.itemsize > 2:
+        return _backward_of_float32(shape)
+    limit = 64 if shape.row <= 128 else 16 if shape.row <= 512 else 0
+    both = _of_both(shape) if _holds_all(shape, limit) else None
+    return Backward(_of_queries(shape), _of_behaviours(shape), both)
+
+
+def _holds_all(shape: Shape, queries: int) -> bool:
+    """Tell whether a tile of at most so many queries holds all of any user."""
+    return shape.uniform and shape.group <= queries
 
 
 def _of_queries(shape: Shape) -> Tiles:
-    queries = min(64, shape.group)
-    rows = max(16, min(64 if queries == 64 else 128, 16384 // shape.row))
-    return Tiles(queries, rows, 4, 2, _splits(shape, queries, 512))
+    queries = min(shape.group, 32 if shape.width > 128 else 64)
+    rows = 128 if queries == 16 and shape.row <= 128 else 64
+    warps = 8 if shape.width == 128 and queries > 16 else 4
+    return Tiles(queries, rows, warps, 2, _splits(shape, queries))
 
 
 def _of_behaviours(shape: Shape) -> Tiles:
-    queries = min(64, shape.group)
-    rows = 128 if shape.width <= 64 else 64
-    return Tiles(queries, rows, rows // 16, 2)
+    if shape.width > 128:
+        return Tiles(32 if shape.shared else 16, 32, 4, 2)
+    queries = min(shape.group, 64)
+    if shape.width > 64:
+        return Tiles(queries, 64, 8 if queries == 64 or not shape.shared else 4, 2)
+    return Tiles(queries, 128, 8, 2)
 
 
 def _of_both(shape: Shape) -> Tiles:
-    rows = 128 if shape.width <= 64 else 64
-    return Tiles(shape.group, rows, rows // 16, 2, _splits(shape, shape.group, 512))
+    rows = 128 if shape.width <= 64 and shape.group < 64 else 32 if shape.width > 128 else 64
+    return Tiles(shape.group, rows, 8 if rows == 128 else 4, 2, _splits(shape, shape.group))
 
 
-def _splits(shape: Shape, tile: int, wanted: int) -> int:
-    """Return how many programs share a walk so that about `wanted` run."""
+# Three TF32 products in place of one need many registers.
+
+
+def _forward_of_float32(shape: Shape) -> Tiles:
+    queries = min(shape.group, 32)
+    splits = _splits(shape, queries)
+    if shape.width <= 64:
+        return Tiles(queries, 64, 4, 2, splits)
+    return Tiles(queries, 32, 4 if shape.width <= 128 else 8, 2, splits, chunk=32)
+
+
+def _backward_of_float32(shape: Shape) -> Backward:
+    queries = min(shape.group, 32)
+    of_queries = Tiles(queries, 32, 8, 2, _splits(shape, queries), chunk=32)
+    narrow = shape.width <= 64
+    of_behaviours = Tiles(queries if narrow else 16, 32, 8, 2, chunk=32)
+    return Backward(
+        of_queries, of_behaviours, of_queries if narrow and _holds_all(shape, 16) else None
+    )
+
+
+def _splits(shape: Shape, tile: int) -> int:
+    """Return how many programs share a walk so that they are about enough for a GPU."""
     walks = max(shape.users, shape.queries // tile)
     share = shape.behaviours // shape.users // _SHORTEST_SHARE
-    return max(1, min(wanted // walks, share, 64))
+    return max(1, min(_ENOUGH // walks, share, 64))

@@ -200,7 +200,12 @@ class _Batch:
     def launch(self, kernel: Any, tiles: Tiles, **others: Tensor) -> None:
         """Run a kernel with those of the arguments that it takes."""
         known = self._arguments | others
-        known |= {"QUERIES": tiles.queries, "BEHAVIOURS": tiles.behaviours, "SPLITS": tiles.splits}
+        known |= {
+            "QUERIES": tiles.queries,
+            "BEHAVIOURS": tiles.behaviours,
+            "SPLITS": tiles.splits,
+            "CHUNK": tiles.chunk,
+        }
         arguments = {name: known[name] for name in kernel.arg_names}
         with device_of(self._values):
             kernel[self._grid(kernel, tiles)](
@@ -232,16 +237,14 @@ class _Batch:
 
 
 @triton.jit
-def _tile(rows_ptr, first, ROWS: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr):
-    """Return pointers to ROWS rows of SIZE columns from `first` on, and the row and column."""
-    row, column = tl.arange(0, ROWS)[:, None], tl.arange(0, WIDTH)[None, :]
-    return rows_ptr + tl.cast(first, tl.int64) * SIZE + row * SIZE + column, row, column
+def _row(rows_ptr, first, SIZE: tl.constexpr):
+    """Return a pointer to a row, however many numbers lie before it."""
+    return rows_ptr + tl.cast(first, tl.int64) * SIZE
 
 
 @triton.jit
 def _load(
     rows_ptr,
-    first,
     count,
     ROWS: tl.constexpr,
     SIZE: tl.constexpr,
@@ -249,7 +252,8 @@ def _load(
     WHOLE: tl.constexpr = False,
 ):
     """Load a tile: zeros beyond SIZE columns and, unless it is WHOLE, from row `count` on."""
-    tile, row, column = _tile(rows_ptr, first, ROWS, SIZE, WIDTH)
+    row, column = tl.arange(0, ROWS)[:, None], tl.arange(0, WIDTH)[None, :]
+    tile = rows_ptr + row * SIZE + column
     if WHOLE and SIZE == WIDTH:
         x = tl.load(tile)
     elif WHOLE:
@@ -262,10 +266,43 @@ def _load(
 
 
 @triton.jit
-def _store(rows_ptr, first, count, x, ROWS: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr):
-    tile, row, column = _tile(rows_ptr, first, ROWS, SIZE, WIDTH)
+def _store(rows_ptr, count, x, ROWS: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr):
+    row, column = tl.arange(0, ROWS)[:, None], tl.arange(0, WIDTH)[None, :]
     inside = (row < count) & (column < SIZE)
-    tl.store(tile, x.to(rows_ptr.dtype.element_ty), mask=inside)
+    tl.store(rows_ptr + row * SIZE + column, x.to(rows_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _products(
+    a,
+    a_ptr,
+    a_count,
+    b,
+    b_ptr,
+    b_count,
+    SIZE: tl.constexpr,
+    WIDTH: tl.constexpr,
+    CHUNK: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Return the products of all rows of two tiles, `a b^T`.
+
+    Three TF32 products split each number in two, for which there are not registers enough when rows
+    are wide: these are read again, in chunks.
+    """
+    if CHUNK >= WIDTH:
+        sums = tl.dot(a, tl.trans(b), input_precision=PRECISION)
+    else:
+        sums = tl.zeros([a.shape[0], b.shape[0]], tl.float32)
+        a_row, b_row = tl.arange(0, a.shape[0])[:, None], tl.arange(0, b.shape[0])[:, None]
+        for start in range(0, WIDTH, CHUNK):
+            column = start + tl.arange(0, CHUNK)[None, :]
+            a_inside = (a_row < a_count) & (column < SIZE)
+            b_inside = (b_row < b_count) & (column < SIZE)
+            a_part = tl.load(a_ptr + a_row * SIZE + column, mask=a_inside, other=0.0)
+            b_part = tl.load(b_ptr + b_row * SIZE + column, mask=b_inside, other=0.0)
+            sums = tl.dot(a_part, tl.trans(b_part), sums, input_precision=PRECISION)
+    return sums
 
 
 @triton.jit
@@ -389,6 +426,7 @@ def _interest(
     UNIFORM: tl.constexpr,
     LAST: tl.constexpr,
     PRECISION: tl.constexpr,
+    CHUNK: tl.constexpr,
     QUERIES: tl.constexpr,
     BEHAVIOURS: tl.constexpr,
     SPLITS: tl.constexpr,
@@ -400,7 +438,8 @@ def _interest(
         return
     first, behind = span(offsets_ptr, user, behaviours)
     length = (behind - first).to(tl.int32)
-    q = _load(queries_ptr, begin, count, QUERIES, D, WIDTH)
+    q_ptr = _row(queries_ptr, begin, D)
+    q = _load(q_ptr, count, QUERIES, D, WIDTH)
     low, cut = _seen(cuts_ptr, begin, count, length, last, QUERIES, UNIFORM, LAST)
     real = tl.arange(0, QUERIES) < count
     start, whole_from, whole_to, stop = _walk(low, cut, real, length, BEHAVIOURS, SPLITS)
@@ -412,8 +451,10 @@ def _interest(
         at_first = start if PART == 0 else (whole_from if PART == 1 else whole_to)
         at_stop = whole_from if PART == 0 else (whole_to if PART == 1 else stop)
         for at in range(at_first, at_stop, BEHAVIOURS):
-            k = _load(keys_ptr, first + at, length - at, BEHAVIOURS, D, WIDTH, PART == 1)
-            scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+            left = length - at
+            k_ptr = _row(keys_ptr, first + at, D)
+            k = _load(k_ptr, left, BEHAVIOURS, D, WIDTH, PART == 1)
+            scores = _products(q, q_ptr, count, k, k_ptr, left, D, WIDTH, CHUNK, PRECISION)
             if PART != 1:
                 position = at + tl.arange(0, BEHAVIOURS)
                 seen = position[None, :] < cut[:, None]
@@ -425,12 +466,8 @@ def _interest(
             fade = tl.exp2(top - higher)
             top = higher
             total = total * fade + tl.sum(weights, 1)
-            if SHARED:
-                v = k
-            else:
-                v = _load(
-                    values_ptr, first + at, length - at, BEHAVIOURS, DV, VALUE_WIDTH, PART == 1
-                )
+            v_ptr = _row(values_ptr, first + at, DV)
+            v = k if SHARED else _load(v_ptr, left, BEHAVIOURS, DV, VALUE_WIDTH, PART == 1)
             weights = weights.to(v.dtype)
             sums = tl.dot(weights, v, sums * fade[:, None], input_precision=PRECISION)
     # A query that sees nothing has a total of 0 and sums of zeros.
@@ -441,7 +478,8 @@ def _interest(
     else:
         log_sum = tl.where(total > 0, log_sum * _LN_2, 0.0)
     begin += tl.program_id(1).to(tl.int64) * queries
-    _store(interest_ptr, begin, count, sums / divisor[:, None], QUERIES, DV, VALUE_WIDTH)
+    interest_ptr = _row(interest_ptr, begin, DV)
+    _store(interest_ptr, count, sums / divisor[:, None], QUERIES, DV, VALUE_WIDTH)
     row = tl.arange(0, QUERIES)
     tl.store(log_sums_ptr + begin + row, log_sum, mask=row < count)
 
@@ -473,9 +511,11 @@ def _merge(
         at = begin + tl.cast(part, tl.int64) * queries
         weight = tl.exp2(tl.load(part_sums_ptr + at + row, mask=real, other=0.0) - top)
         total += weight
-        sums += weight[:, None] * _load(parts_ptr, at, count, ROWS, DV, VALUE_WIDTH)
+        part_ptr = _row(parts_ptr, at, DV)
+        sums += weight[:, None] * _load(part_ptr, count, ROWS, DV, VALUE_WIDTH)
     divisor = tl.where(total > 0, total, 1.0)
-    _store(interest_ptr, begin, count, sums / divisor[:, None], ROWS, DV, VALUE_WIDTH)
+    interest_ptr = _row(interest_ptr, begin, DV)
+    _store(interest_ptr, count, sums / divisor[:, None], ROWS, DV, VALUE_WIDTH)
     log_sum = tl.where(total > 0, (top + tl.log2(divisor)) * _LN_2, 0.0)
     tl.store(log_sums_ptr + begin + row, log_sum, mask=real)
 
@@ -507,6 +547,7 @@ def _grad_of_queries(
     UNIFORM: tl.constexpr,
     LAST: tl.constexpr,
     PRECISION: tl.constexpr,
+    CHUNK: tl.constexpr,
     QUERIES: tl.constexpr,
     BEHAVIOURS: tl.constexpr,
     SPLITS: tl.constexpr,
@@ -519,9 +560,11 @@ def _grad_of_queries(
         return
     first, behind = span(offsets_ptr, user, behaviours)
     length = (behind - first).to(tl.int32)
-    q = _load(queries_ptr, begin, count, QUERIES, D, WIDTH)
-    grad = _load(grad_ptr, begin, count, QUERIES, DV, VALUE_WIDTH)
-    interest = _load(interest_ptr, begin, count, QUERIES, DV, VALUE_WIDTH)
+    q_ptr = _row(queries_ptr, begin, D)
+    q = _load(q_ptr, count, QUERIES, D, WIDTH)
+    g_ptr = _row(grad_ptr, begin, DV)
+    grad = _load(g_ptr, count, QUERIES, DV, VALUE_WIDTH)
+    interest = _load(_row(interest_ptr, begin, DV), count, QUERIES, DV, VALUE_WIDTH)
     row = tl.arange(0, QUERIES)
     real = row < count
     along = tl.sum(grad.to(tl.float32) * interest.to(tl.float32), 1) * scale
@@ -535,15 +578,13 @@ def _grad_of_queries(
         at_first = start if PART == 0 else (whole_from if PART == 1 else whole_to)
         at_stop = whole_from if PART == 0 else (whole_to if PART == 1 else stop)
         for at in range(at_first, at_stop, BEHAVIOURS):
-            k = _load(keys_ptr, first + at, length - at, BEHAVIOURS, D, WIDTH, PART == 1)
-            if SHARED:
-                v = k
-            else:
-                v = _load(
-                    values_ptr, first + at, length - at, BEHAVIOURS, DV, VALUE_WIDTH, PART == 1
-                )
-            scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-            gains = tl.dot(grad, tl.trans(v), input_precision=PRECISION)
+            left = length - at
+            k_ptr = _row(keys_ptr, first + at, D)
+            v_ptr = _row(values_ptr, first + at, DV)
+            k = _load(k_ptr, left, BEHAVIOURS, D, WIDTH, PART == 1)
+            v = k if SHARED else _load(v_ptr, left, BEHAVIOURS, DV, VALUE_WIDTH, PART == 1)
+            scores = _products(q, q_ptr, count, k, k_ptr, left, D, WIDTH, CHUNK, PRECISION)
+            gains = _products(grad, g_ptr, count, v, v_ptr, left, DV, VALUE_WIDTH, CHUNK, PRECISION)
             if PART != 1:
                 position = at + tl.arange(0, BEHAVIOURS)
                 seen = position[None, :] < cut[:, None]
@@ -554,7 +595,7 @@ def _grad_of_queries(
             slopes = weights * (gains * scale - along[:, None])
             sums = tl.dot(slopes.to(k.dtype), k, sums, input_precision=PRECISION)
     begin += tl.program_id(1).to(tl.int64) * queries
-    _store(grad_queries_ptr, begin, count, sums, QUERIES, D, WIDTH)
+    _store(_row(grad_queries_ptr, begin, D), count, sums, QUERIES, D, WIDTH)
 
 
 @triton.jit(do_not_specialize=["count", "splits"])
@@ -594,6 +635,7 @@ def _grad_of_behaviours(
     UNIFORM: tl.constexpr,
     LAST: tl.constexpr,
     PRECISION: tl.constexpr,
+    CHUNK: tl.constexpr,
     QUERIES: tl.constexpr,
     BEHAVIOURS: tl.constexpr,
 ):
@@ -602,8 +644,9 @@ def _grad_of_behaviours(
     if begin >= end:
         return
     count = end - begin
-    k = _load(keys_ptr, begin, count, BEHAVIOURS, D, WIDTH)
-    v = k if SHARED else _load(values_ptr, begin, count, BEHAVIOURS, DV, VALUE_WIDTH)
+    k_ptr, v_ptr = _row(keys_ptr, begin, D), _row(values_ptr, begin, DV)
+    k = _load(k_ptr, count, BEHAVIOURS, D, WIDTH)
+    v = k if SHARED else _load(v_ptr, count, BEHAVIOURS, DV, VALUE_WIDTH)
     place = begin - tl.load(offsets_ptr + user)
     if UNIFORM:
         first = user * candidates
@@ -628,14 +671,16 @@ def _grad_of_behaviours(
         for at in range(at_first, at_stop, QUERIES):
             # A row from `stop` on is zeros: its weight is 1 and what it adds is zeros.
             rows = first + at
-            q = _load(queries_ptr, rows, stop - at, QUERIES, D, WIDTH)
-            grad = _load(grad_ptr, rows, stop - at, QUERIES, DV, VALUE_WIDTH)
+            left = stop - at
+            q_ptr, g_ptr = _row(queries_ptr, rows, D), _row(grad_ptr, rows, DV)
+            q = _load(q_ptr, left, QUERIES, D, WIDTH)
+            grad = _load(g_ptr, left, QUERIES, DV, VALUE_WIDTH)
             row = tl.arange(0, QUERIES)
-            real = row < stop - at
+            real = row < left
             log_sum = tl.load(log_sums_ptr + rows + row, mask=real, other=0.0) * _LOG2_E
             along = tl.load(alongs_ptr + rows + row, mask=real, other=0.0)
-            scores = tl.dot(k, tl.trans(q), input_precision=PRECISION)
-            gains = tl.dot(v, tl.trans(grad), input_precision=PRECISION)
+            scores = _products(k, k_ptr, count, q, q_ptr, left, D, WIDTH, CHUNK, PRECISION)
+            gains = _products(v, v_ptr, count, grad, g_ptr, left, DV, VALUE_WIDTH, CHUNK, PRECISION)
             if PART != 1:
                 cut = tl.load(cuts_ptr + rows + row, mask=real, other=0)[None, :]
                 seen = position < cut
@@ -651,9 +696,9 @@ def _grad_of_behaviours(
             else:
                 grad_keys = tl.dot(slopes, q, grad_keys, input_precision=PRECISION)
             grad_values = tl.dot(weights, grad, grad_values, input_precision=PRECISION)
-    _store(grad_values_ptr, begin, count, grad_values, BEHAVIOURS, DV, VALUE_WIDTH)
+    _store(_row(grad_values_ptr, begin, DV), count, grad_values, BEHAVIOURS, DV, VALUE_WIDTH)
     if not SHARED:
-        _store(grad_keys_ptr, begin, count, grad_keys, BEHAVIOURS, D, WIDTH)
+        _store(_row(grad_keys_ptr, begin, D), count, grad_keys, BEHAVIOURS, D, WIDTH)
 
 
 @triton.jit(do_not_specialize=["queries", "behaviours", "candidates"])
@@ -678,6 +723,7 @@ def _grads_together(
     VALUE_WIDTH: tl.constexpr,
     SHARED: tl.constexpr,
     PRECISION: tl.constexpr,
+    CHUNK: tl.constexpr,
     QUERIES: tl.constexpr,
     BEHAVIOURS: tl.constexpr,
     SPLITS: tl.constexpr,
@@ -687,9 +733,10 @@ def _grads_together(
     begin = user * candidates
     first, behind = span(offsets_ptr, user, behaviours)
     length = (behind - first).to(tl.int32)
-    q = _load(queries_ptr, begin, candidates, QUERIES, D, WIDTH)
-    grad = _load(grad_ptr, begin, candidates, QUERIES, DV, VALUE_WIDTH)
-    interest = _load(interest_ptr, begin, candidates, QUERIES, DV, VALUE_WIDTH)
+    q_ptr, g_ptr = _row(queries_ptr, begin, D), _row(grad_ptr, begin, DV)
+    q = _load(q_ptr, candidates, QUERIES, D, WIDTH)
+    grad = _load(g_ptr, candidates, QUERIES, DV, VALUE_WIDTH)
+    interest = _load(_row(interest_ptr, begin, DV), candidates, QUERIES, DV, VALUE_WIDTH)
     along = tl.sum(grad.to(tl.float32) * interest.to(tl.float32), 1) * scale
     row = tl.arange(0, QUERIES)
     log_sum = tl.load(log_sums_ptr + begin + row, mask=row < candidates, other=0.0) * _LOG2_E
@@ -702,16 +749,16 @@ def _grads_together(
         at_first = start if PART == 1 else whole_to
         at_stop = whole_to if PART == 1 else stop
         for at in range(at_first, at_stop, BEHAVIOURS):
-            count = length - at
-            k = _load(keys_ptr, first + at, count, BEHAVIOURS, D, WIDTH, PART == 1)
-            if SHARED:
-                v = k
-            else:
-                v = _load(values_ptr, first + at, count, BEHAVIOURS, DV, VALUE_WIDTH, PART == 1)
-            scores = tl.dot(k, tl.trans(q), input_precision=PRECISION)
-            gains = tl.dot(v, tl.trans(grad), input_precision=PRECISION)
+            left = length - at
+            k_ptr, v_ptr = _row(keys_ptr, first + at, D), _row(values_ptr, first + at, DV)
+            k = _load(k_ptr, left, BEHAVIOURS, D, WIDTH, PART == 1)
+            v = k if SHARED else _load(v_ptr, left, BEHAVIOURS, DV, VALUE_WIDTH, PART == 1)
+            scores = _products(k, k_ptr, left, q, q_ptr, candidates, D, WIDTH, CHUNK, PRECISION)
+            gains = _products(
+                v, v_ptr, left, grad, g_ptr, candidates, DV, VALUE_WIDTH, CHUNK, PRECISION
+            )
             if PART != 1:
-                scores = tl.where(tl.arange(0, BEHAVIOURS)[:, None] < count, scores, float("-inf"))
+                scores = tl.where(tl.arange(0, BEHAVIOURS)[:, None] < left, scores, float("-inf"))
             weights = _weights(scores * (scale * _LOG2_E) - log_sum[None, :], PRECISION)
             slopes = (weights * (gains * scale - along[None, :])).to(k.dtype)
             grad_values = tl.dot(weights.to(grad.dtype), grad, input_precision=PRECISION)
@@ -719,8 +766,10 @@ def _grads_together(
                 grad_values = tl.dot(slopes, q, grad_values, input_precision=PRECISION)
             else:
                 grad_keys = tl.dot(slopes, q, input_precision=PRECISION)
-                _store(grad_keys_ptr, first + at, count, grad_keys, BEHAVIOURS, D, WIDTH)
-            _store(grad_values_ptr, first + at, count, grad_values, BEHAVIOURS, DV, VALUE_WIDTH)
+                _store(_row(grad_keys_ptr, first + at, D), left, grad_keys, BEHAVIOURS, D, WIDTH)
+            out_ptr = _row(grad_values_ptr, first + at, DV)
+            _store(out_ptr, left, grad_values, BEHAVIOURS, DV, VALUE_WIDTH)
             sums = tl.dot(tl.trans(k), slopes, sums, input_precision=PRECISION)
     begin += tl.program_id(1).to(tl.int64) * queries
-    _store(grad_queries_ptr, begin, candidates, tl.trans(sums), QUERIES, D, WIDTH)
+    out_ptr = _row(grad_queries_ptr, begin, D)
+    _store(out_ptr, candidates, tl.trans(sums), QUERIES, D, WIDTH)
