@@ -89,7 +89,11 @@ def predict(
     settings: OptimiserSettings,
     ranks: Ranks,
 ) -> Predictions | None:
-    """Score a split with `model`, each user on one worker; None on all workers but the first."""
+    """Score a split with `model`, each user on one worker; None on all workers but the first.
+
+    In float32 on every device, as the model is served: what training rounds to bfloat16, its hashes
+    included, is not rounded here.
+    """
     model.eval()
     per_rank = max(1, settings.samples_per_batch // ranks.size)
     limit = model.settings.history_limit
@@ -101,13 +105,7 @@ def predict(
 
 @torch.inference_mode()
 def _probabilities(model: ClickModel, batch: Batch, device: torch.device) -> NDArray[np.float64]:
-    with mixed_precision(device):
-        logits: Tensor = model(TensorBatch.from_numpy(batch).to(device))
+    logits: Tensor = model(TensorBatch.from_numpy(batch).to(device))
     # In float64, so that confident scores stay apart and ranks are those of the logits.
     probabilities: NDArray[np.float64] = logits.double().sigmoid().cpu().numpy()
     return probabilities
-
-
-def mixed_precision(device: torch.device) -> torch.autocast:
-    """Return bfloat16 autocast on a GPU, nothing on a CPU; hashing keeps float32 by itself."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")

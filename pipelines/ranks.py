@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 T = TypeVar("T")
 CPU = torch.device("cpu")
@@ -29,13 +29,11 @@ class Ranks:
         """Whether this is the worker that writes and speaks for all."""
         return self.rank == 0
 
-    def totals(self, *numbers: float) -> tuple[float, ...]:
-        """Return the sum of every worker's number, for each of several numbers."""
-        if self.size == 1:
-            return numbers
-        sums = torch.tensor(numbers, dtype=torch.float64, device=self.device)
-        distributed.all_reduce(sums)
-        return tuple(sums.tolist())
+    def total(self, numbers: Tensor) -> Tensor:
+        """Return the sum of every worker's `numbers`, on this worker's device, in their place."""
+        if self.size > 1:
+            distributed.all_reduce(numbers)
+        return numbers
 
     def gather(self, part: T) -> list[T]:
         """Return every worker's part, in order, on the first worker; an empty list elsewhere."""

@@ -55,7 +55,7 @@ class TrainSettings:
         seed: of initial weights, hash planes, the order of users and dropout.
         workers: of Ray Train; they share each batch. 0 trains in this process, without a cluster.
         threads: cores of a worker.
-        gpu: train on GPUs, one a worker, in bfloat16 where that is safe.
+        gpu: train on GPUs, one a worker, in bfloat16 where that is safe, the model compiled.
         address: of a Ray cluster, for example auto. By default the cluster that the environment
             names, as within `ray job submit`, or else one of our own on this machine.
         max_failures: times that killed workers are started again from the last checkpoint.

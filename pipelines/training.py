@@ -1,7 +1,8 @@
 """The training loop, free of Ray and MLflow: epochs of whole-user batches, each made from the seed.
 
 The order of an epoch and the dropout of a step are functions of seed, epoch and step, so that a
-training which goes on from a checkpoint does the same arithmetic as one that never stopped.
+training which goes on from a checkpoint does the same arithmetic as one that never stopped. On a
+CPU it ends with the same bits; on a GPU gradients of an embedding's rows are added in any order.
 """
 
 import math
@@ -13,19 +14,23 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW, Optimizer
 
 from hashtab.features.dataset import Batch, Dataset
 from hashtab.models.ctr import ClickModel, FeatureSpec, TensorBatch
+from hashtab.models.ctr.on_gpu import compiled, mixed_precision
 from hashtab.pipelines import checkpoints
 from hashtab.pipelines.checkpoints import Epoch, Progress
 from hashtab.pipelines.command_line import SettingsError
-from hashtab.pipelines.evaluation import mixed_precision, predict
+from hashtab.pipelines.evaluation import predict
 from hashtab.pipelines.ranks import Ranks
 from hashtab.pipelines.settings import TrainSettings, identity
+
+# Each reading of a loss waits until the GPU has done all that it was given.
+_STEPS_BETWEEN_READINGS = 20
 
 Listener = Callable[[Literal["start", "step", "epoch"], Progress], None]
 
@@ -57,7 +62,7 @@ def train(training: Training, listen: Listener) -> tuple[ClickModel, Progress]:
 
     Args:
         training: what to train.
-        listen: told of each step and each finished epoch, on every worker.
+        listen: told of each finished epoch and each step, on a GPU of each 20th, on every worker.
 
     Returns:
         The model with the weights of the best epoch, and the progress.
@@ -71,7 +76,7 @@ def train(training: Training, listen: Listener) -> tuple[ClickModel, Progress]:
     progress = checkpoints.restore(
         training.checkpoint, training.identity, batches, model, optimiser
     )
-    forward = _distributed(model, ranks)
+    forward = _forward(model, ranks)
     listen("start", progress)
     while progress.epoch < settings.epochs and progress.waited() < settings.patience:
         progress = train_epoch(training, forward, model, optimiser, progress, listen)
@@ -109,31 +114,49 @@ def train_epoch(
 ) -> Progress:
     """Take the remaining steps of the epoch under way."""
     forward.train()
-    every = training.settings.checkpoint_every
     begun, before = time.perf_counter(), progress
+    unread = torch.zeros(2, dtype=torch.float64, device=training.ranks.device)
     for batch in _batches(training, progress):
-        loss, samples = step(training, forward, optimiser, progress, batch)
+        unread += step(training, forward, optimiser, progress, batch)
+        progress = replace(progress, batch=progress.batch + 1)
+        saves = _saves(training, progress)
+        if not (saves or _reads(training, progress)):
+            continue
+        loss, samples = unread.tolist()
+        unread.zero_()
         seconds = time.perf_counter() - begun
         progress = replace(
             progress,
-            batch=progress.batch + 1,
             loss=progress.loss + loss,
-            samples=progress.samples + samples,
+            samples=progress.samples + int(samples),
             seconds=before.seconds + seconds,
             total_seconds=before.total_seconds + seconds,
         )
-        if progress.batch % every == 0 and progress.batch < progress.batches:
+        if saves:
             _save(training, progress, model, optimiser)
         listen("step", progress)
     return progress
 
 
+def _saves(training: Training, progress: Progress) -> bool:
+    every = training.settings.checkpoint_every
+    return progress.batch % every == 0 and progress.batch < progress.batches
+
+
+def _reads(training: Training, progress: Progress) -> bool:
+    every = 1 if training.ranks.device.type == "cpu" else _STEPS_BETWEEN_READINGS
+    return progress.batch % every == 0 or progress.batch == progress.batches
+
+
 def step(
     training: Training, forward: nn.Module, optimiser: Optimizer, progress: Progress, batch: Batch
-) -> tuple[float, int]:
+) -> Tensor:
     """Take one optimiser step; return the summed loss and the samples of all workers.
 
-    The gradient is that of the mean loss over these samples.
+    The gradient is that of the mean loss over these samples. Nothing here waits for a GPU.
+
+    Returns:
+        `[2]` float64 on this worker's device.
     """
     ranks, settings = training.ranks, training.settings
     total = progress.batches * settings.optimiser.epochs
@@ -145,12 +168,13 @@ def step(
     with mixed_precision(ranks.device):
         logits = forward(tensors)
     loss = binary_cross_entropy_with_logits(logits, tensors.labels, reduction="sum")
-    total_loss, samples = ranks.totals(loss.item(), len(batch.labels))
+    samples = torch.full_like(loss, len(batch.labels), dtype=torch.float64)
+    totals = ranks.total(torch.stack([loss.detach().double(), samples]))
     optimiser.zero_grad(set_to_none=True)
     # Workers' gradients are averaged, so each brings its share of the mean times their number.
-    (loss * (ranks.size / samples)).backward()
+    (loss * (ranks.size / totals[1])).backward()
     optimiser.step()
-    return total_loss, int(samples)
+    return totals
 
 
 def build(training: Training) -> tuple[ClickModel, Optimizer]:
@@ -195,11 +219,13 @@ def _samples_per_batch(training: Training) -> int:
     return max(1, training.settings.optimiser.samples_per_batch // training.ranks.size)
 
 
-def _distributed(model: ClickModel, ranks: Ranks) -> nn.Module:
+def _forward(model: ClickModel, ranks: Ranks) -> nn.Module:
+    """Return what computes the model in training, with its parameters."""
+    forward = compiled(model) if ranks.device.type == "cuda" else model
     if ranks.size == 1:
-        return model
+        return forward
     # An encoder may leave embeddings unused; buffers are planes, drawn alike from the seed.
-    return DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=True)
+    return DistributedDataParallel(forward, broadcast_buffers=False, find_unused_parameters=True)
 
 
 def _close_epoch(training: Training, model: ClickModel, progress: Progress) -> Progress:

@@ -7,6 +7,9 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
+from hashtab.kernels.core.checks import check_cuts, check_offsets
+from hashtab.kernels.core.ragged import segment_of
+
 
 @dataclass(frozen=True, kw_only=True)
 class Feature:
@@ -89,8 +92,33 @@ class TensorBatch:
         return cls(**{f.name: _wrap(getattr(batch, f.name)) for f in fields(cls)})
 
     def to(self, device: torch.device | str) -> Self:
-        """Return the batch on `device`."""
-        return type(self)(**{f.name: _move(getattr(self, f.name), device) for f in fields(self)})
+        """Return the batch on `device`; one that leaves the CPU is checked before.
+
+        Raises:
+            ValueError: as `check`.
+        """
+        target = torch.device(device)
+        if self.cuts.is_cpu and target.type != "cpu":
+            self.check()
+        return type(self)(**{f.name: _move(getattr(self, f.name), target) for f in fields(self)})
+
+    def check(self) -> None:
+        """Refuse offsets and cuts that do not fit the rows.
+
+        It reads them on the host, which on a GPU would wait for all work before: there a batch is
+        checked when it is brought (`to`), and never again.
+
+        Raises:
+            ValueError: naming the one that does not.
+        """
+        behaviours, samples = _rows(self.behaviours), _rows(self.candidates)
+        check_offsets("history_offsets", self.history_offsets, behaviours, "behaviours")
+        check_offsets("sample_offsets", self.sample_offsets, samples, "samples")
+        check_cuts(self.history_offsets, self.cuts, segment_of(self.sample_offsets, samples))
+
+
+def _rows(columns: Mapping[str, Tensor]) -> int:
+    return next((len(column) for column in columns.values()), 0)
 
 
 def _wrap(value: Any) -> Any:
@@ -99,7 +127,9 @@ def _wrap(value: Any) -> Any:
     return torch.from_numpy(value)
 
 
-def _move(value: Any, device: torch.device | str) -> Any:
+def _move(value: Any, device: torch.device) -> Any:
     if isinstance(value, Mapping):
-        return {name: t.to(device, non_blocking=True) for name, t in value.items()}
+        return {name: _move(tensor, device) for name, tensor in value.items()}
+    if value.is_cpu and device.type == "cuda":
+        value = value.pin_memory()  # or else the copy waits for the GPU
     return value.to(device, non_blocking=True)

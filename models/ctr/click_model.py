@@ -56,7 +56,7 @@ class ClickModel(nn.Module):
         """Return one logit a sample, `[Q]` float32.
 
         Raises:
-            ValueError: if the batch lacks a column, or a cut lies outside its user's history.
+            ValueError: as `embed`.
         """
         users = self.embed(batch)
         context = None
@@ -87,6 +87,8 @@ class ClickModel(nn.Module):
     def embed(self, batch: TensorBatch) -> EmbeddedUsers:
         """Embed behaviours and candidates: what the history encoder reads.
 
+        A batch on the CPU is checked, outside of graphs; one on a GPU was when it was brought.
+
         Raises:
             ValueError: if the batch lacks a column, or offsets and cuts do not fit its rows.
         """
@@ -97,7 +99,8 @@ class ClickModel(nn.Module):
             sample_offsets=batch.sample_offsets,
             cuts=batch.cuts,
         )
-        users.check()
+        if batch.cuts.is_cpu and not torch.compiler.is_compiling():
+            batch.check()
         return users
 
     def parameter_groups(

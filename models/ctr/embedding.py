@@ -53,7 +53,8 @@ class FeatureEmbedding(nn.Module):
             features: which of them the objects have, at least one; other columns are not read.
 
         Returns:
-            `[..., D]`.
+            `[..., D]`, in the dtype of the tables; under autocast the sum is rounded to its dtype,
+            for kernels take rows as they come and would read float32 ones twice as long.
 
         Raises:
             ValueError: if a feature has no column.
@@ -64,7 +65,8 @@ class FeatureEmbedding(nn.Module):
         first, *others = (self._embed(feature.name, columns[feature.name]) for feature in features)
         for other in others:
             first = first + other
-        return first
+        device = first.device.type
+        return first.to(torch.get_autocast_dtype(device)) if _autocasts(device) else first
 
     def _embed(self, name: str, column: Tensor) -> Tensor:
         if name in self._table_of:
@@ -73,6 +75,12 @@ class FeatureEmbedding(nn.Module):
         direction = self.directions[self._direction_of[name]]
         scaled: Tensor = column[..., None].to(direction.dtype) * direction
         return scaled
+
+
+def _autocasts(device: str) -> bool:
+    # Devices without autocast, such as that of shapes alone, refuse the question.
+    available: bool = torch.amp.is_autocast_available(device)
+    return available and torch.is_autocast_enabled(device)
 
 
 def _table(n_ids: int, size: int, initial_std: float) -> nn.Embedding:

@@ -255,6 +255,14 @@ def test_offsets_that_do_not_fit_are_refused(encoder: str, offsets: list[int]) -
         _model(encoder)(wrong)
 
 
+def test_a_batch_is_checked_when_it_leaves_the_cpu() -> None:
+    # On a GPU no one looks again: it would wait for all work before.
+    past = replace(random_user(0, n_behaviours=9), cuts=torch.tensor([0, 1, 2, 3, 10]))
+    with pytest.raises(ValueError, match=r"cuts\[4\] = 10 for user 0 with 9 behaviours"):
+        past.to("meta")
+    assert past.to("cpu").cuts.tolist() == [0, 1, 2, 3, 10]
+
+
 @pytest.mark.parametrize("name", ["type", "a.b", "forward", "päckung 1"])
 def test_a_feature_may_have_any_name(name: str) -> None:
     spec = FeatureSpec(

@@ -8,6 +8,7 @@ import torch
 
 from hashtab.features.dataset import Dataset
 from hashtab.models.ctr import ClickModel
+from hashtab.pipelines import training
 from hashtab.pipelines.checkpoints import Progress
 from hashtab.pipelines.evaluation import predict
 from hashtab.pipelines.ranks import Ranks
@@ -65,6 +66,20 @@ def test_an_interrupted_training_ends_with_the_same_bits(
         assert torch.equal(value, torn.state_dict()[name]), name
     pairs = list(zip(told.epochs, told_torn.epochs, strict=True))
     assert all(a.validation == b.validation and a.loss == b.loss for a, b in pairs)
+
+
+def test_reading_the_loss_rarely_changes_nothing(
+    settings: TrainSettings, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As on a GPU, where each reading waits for the device.
+    often, told = run(settings, dataset, tmp_path / "often.pt")
+    monkeypatch.setattr(training, "_reads", lambda _, p: p.batch in (7, p.batches))
+    rarely, told_rarely = run(settings, dataset, tmp_path / "rarely.pt")
+    for name, value in often.state_dict().items():
+        assert torch.equal(value, rarely.state_dict()[name]), name
+    for a, b in zip(told.epochs, told_rarely.epochs, strict=True):
+        assert a.loss == pytest.approx(b.loss, rel=1e-12)
+        assert a.validation == b.validation
 
 
 def test_a_seed_gives_the_same_bits_and_another_seed_others(

@@ -6,17 +6,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hashtab.kernels.core.checks import check_cuts, check_offsets
-from hashtab.kernels.core.ragged import segment_of
-
 
 class EmbeddedUsers(NamedTuple):
     """A batch of whole users, embedded. B users, N behaviours, Q samples.
 
     Attributes:
-        behaviours: `[N, D]`, in time order within a user.
+        behaviours: `[N, D]`, in time order within a user; float32, under autocast its dtype.
         history_offsets: `[B + 1]` int64, where each user's behaviours begin and end.
-        candidates: `[Q, D]`.
+        candidates: `[Q, D]`, in the dtype of the behaviours.
         sample_offsets: `[B + 1]` int64, where each user's samples begin and end.
         cuts: `[Q]` int64, ascending within a user; a sample sees its user's first `cuts[i]`
             behaviours and nothing later.
@@ -27,17 +24,6 @@ class EmbeddedUsers(NamedTuple):
     candidates: Tensor
     sample_offsets: Tensor
     cuts: Tensor
-
-    def check(self) -> None:
-        """Refuse offsets and cuts that do not fit the rows.
-
-        Raises:
-            ValueError: naming the one that does not.
-        """
-        samples = len(self.candidates)
-        check_offsets("history_offsets", self.history_offsets, len(self.behaviours), "behaviours")
-        check_offsets("sample_offsets", self.sample_offsets, samples, "samples")
-        check_cuts(self.history_offsets, self.cuts, segment_of(self.sample_offsets, samples))
 
 
 TABLE_SCALE = 1 << 16  # of the fixed point that served tables are kept in
@@ -86,6 +72,8 @@ class HistoryEncoder(nn.Module, ABC):
         needs_count: whether it reads how many behaviours the table holds.
         recent: latest behaviours that it reads one by one; None for all, which no one can keep.
         last: behaviours that a sample sees, the latest; all of them when None.
+        one_graph: whether `forward` compiles to one graph for batches of all sizes: the size of
+            nothing in it depends on what a batch holds.
     """
 
     output_size: int
@@ -95,6 +83,7 @@ class HistoryEncoder(nn.Module, ABC):
     needs_count: bool = False
     recent: int | None = 0
     last: int | None = None
+    one_graph: bool = True
 
     @abstractmethod
     def forward(self, users: EmbeddedUsers) -> Tensor:

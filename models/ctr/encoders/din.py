@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
+from hashtab.kernels.core.precision import sums_dtype
 from hashtab.models.ctr.encoders.base import EmbeddedUsers, HistoryEncoder, ServedUsers
 from hashtab.models.ctr.ragged import pairs, visible_range
 
@@ -17,11 +18,15 @@ class DeepInterest(HistoryEncoder):
     and only the product's part for each pair. Pairs are listed one by one, so there is no padding
     to mask.
 
+    How many pairs there are is known to the data alone, so no one graph holds it.
+
     Args:
         size: length D of a behaviour's vector.
         last: behaviours that a sample sees, the latest; the cost is linear in it for each sample.
         hidden: width of the activation unit.
     """
+
+    one_graph = False
 
     def __init__(self, size: int, last: int, hidden: int = 36) -> None:
         super().__init__()
@@ -43,8 +48,10 @@ class DeepInterest(HistoryEncoder):
         hidden_PH = self.product(q_PD * s_PD)
         hidden_PH = hidden_PH + self.candidate(users.candidates).index_select(0, sample)
         hidden_PH = hidden_PH + self.behaviour(users.behaviours).index_select(0, behaviour)
-        weighted_PD = (self.weight(relu(hidden_PH)) * s_PD).to(users.candidates.dtype)
-        return torch.zeros_like(users.candidates).index_add(0, sample, weighted_PD)
+        real = sums_dtype(users.candidates.dtype)
+        weighted_PD = (self.weight(relu(hidden_PH)) * s_PD).to(real)
+        interest = torch.zeros_like(users.candidates, dtype=real).index_add(0, sample, weighted_PD)
+        return interest.to(users.candidates.dtype)
 
     def serve(self, users: ServedUsers) -> Tensor:
         """Return `[U, C, D]`."""

@@ -21,6 +21,7 @@ class LongShort(HistoryEncoder):
         self.short = short
         self.groups, self.buckets, self.last = long.groups, long.buckets, long.last
         self.looks_up, self.recent = long.looks_up, short.recent
+        self.one_graph = long.one_graph and short.one_graph
 
     def forward(self, users: EmbeddedUsers) -> Tensor:
         """Return `[Q, 2 D]`."""

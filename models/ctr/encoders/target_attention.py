@@ -17,7 +17,12 @@ class TargetAttention(HistoryEncoder):
     Args:
         size: length D of a behaviour's vector.
         last: behaviours that a sample sees, the latest; all of them when None.
+
+    Attributes:
+        impl: implementation of the kernel, as `hashtab.kernels.dense` names them.
     """
+
+    impl: dense.TargetImpl = "auto"
 
     def __init__(self, size: int, last: int | None = None) -> None:
         super().__init__()
@@ -38,6 +43,7 @@ class TargetAttention(HistoryEncoder):
             users.history_offsets,
             keys=self.key(users.behaviours),
             last=self.last,
+            impl=self.impl,
         )
 
     def serve(self, users: ServedUsers) -> Tensor:
