@@ -55,6 +55,15 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+HOPPER = (9, 0)  # what kernels are measured on, and taken for where there is no GPU
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def capability(device: torch.device) -> tuple[int, int]:
+    """Return the compute capability of a GPU."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else HOPPER
+
+
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def why_not_triton(device: torch.device) -> str | None:
     """Return why Triton kernels cannot run on a device, or None when they can."""
@@ -63,9 +72,9 @@ def why_not_triton(device: torch.device) -> str | None:
     if device.type == "cuda":
         if interpreted():
             return "TRITON_INTERPRET=1 is set, and the interpreter takes CPU tensors"
-        capability = torch.cuda.get_device_capability(device)
-        if capability < _OLDEST_CAPABILITY:
-            return f"the GPU's compute capability is {capability}, below {_OLDEST_CAPABILITY}"
+        found = torch.cuda.get_device_capability(device)
+        if found < _OLDEST_CAPABILITY:
+            return f"the GPU's compute capability is {found}, below {_OLDEST_CAPABILITY}"
         return None
     if device.type == "cpu" and interpreted():
         return None

@@ -2,6 +2,10 @@
 
 from typing import NamedTuple
 
+import torch
+
+from hashtab.kernels.core import dispatch
+
 
 class Packing(NamedTuple):
     """How the codes of a row lie in its int32 words, the first code in the lowest bits.
@@ -33,6 +37,11 @@ class Packing(NamedTuple):
     def words(self) -> int:
         """Words of a row, a power of two."""
         return max(1, self.columns // 32)
+
+    def fits_a_walk(self, device: torch.device) -> bool:
+        """Return whether a program holds a table in its registers; older GPUs' spill."""
+        fits = self.tau <= 4 and 16 <= self.padded_groups << self.tau <= 128
+        return fits and dispatch.capability(device) >= dispatch.HOPPER
 
 
 def _power_of_two(n: int) -> int:

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
+from hashtab.kernels.core import dispatch
+
 _RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)")
 _DOT = re.compile(
     r"= (?P<operation>tt\.dot|ttng\.warp_group_dot) .* : (?:tensor|!ttg\.memdesc)"
@@ -110,7 +112,10 @@ def _compiling(capability: int) -> Iterator[list[Any]]:
 
     kernels: list[Any] = []
     driver.set_active(_NoDevice(capability))
-    with mock.patch.object(JITFunction, "run", compile_only):
+    found_capability = mock.patch.object(
+        dispatch, "capability", return_value=divmod(capability, 10)
+    )
+    with mock.patch.object(JITFunction, "run", compile_only), found_capability:
         yield kernels
     kernels.extend(found.values())
 

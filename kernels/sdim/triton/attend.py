@@ -19,20 +19,19 @@ from hashtab.kernels.sdim.triton.hashing import (
     load_parts,
     pack,
     pack_codes,
-    padded_size,
     positive,
     prepare,
 )
+from hashtab.kernels.sdim.triton.rows import load_rows, padded_size, store_rows
 from hashtab.kernels.sdim.triton.sums import (
     add_products,
     collect,
+    columns_at_once,
     inverse_norm,
-    load_rows,
     partial_of,
     partial_sums,
     parts,
     piece,
-    store_rows,
     sum_of_pieces,
 )
 
@@ -147,7 +146,7 @@ def _attend(
     length = tl.cast(end - begin, tl.int32)
     if HASH:
         high, middle, low = load_parts(
-            prepared, SIZE, GROUPS * BITS, values.dtype.element_ty, PARTS == 0
+            prepared, 0, SIZE, BITS, GROUPS, GROUPS, values.dtype.element_ty, PARTS == 0
         )
     sums_t = tl.zeros([SIZE, CANDIDATES * GROUPS], tl.float32)
     for start in tl.range(0, length, LENGTH, num_stages=STAGES):
@@ -198,6 +197,7 @@ def _finish(
     GROUPS: tl.constexpr,
     SIZE: tl.constexpr,
     TILE: tl.constexpr,
+    AT_ONCE: tl.constexpr,
     KEEP: tl.constexpr,
 ):
     """Add the pieces of a candidate whose user has several."""
@@ -211,7 +211,9 @@ def _finish(
     width = tl.cast(candidates, tl.int64) * GROUPS * size
     inside = element % SIZE < size
     within = ((query % candidates) * GROUPS + element // SIZE) * size + element % SIZE
-    total = sum_of_pieces(partial, offsets, user, rows, width, within, inside, pieces, TILE)
+    total = sum_of_pieces(
+        partial, offsets, user, rows, width, within, inside, pieces, TILE, AT_ONCE
+    )
     if KEEP:
         tl.store(sums + user * width + within, total, mask=inside)
     one = query + tl.arange(0, 1)
@@ -284,8 +286,8 @@ def _attend_backward(
 
 
 def _candidates_at_once(candidates: int, groups: int, size: int) -> int:
-    columns = 128 if size <= 128 else 64
-    return min(int(triton.next_power_of_2(candidates)), max(1, columns // groups))
+    most = max(1, columns_at_once(size) // groups)
+    return min(int(triton.next_power_of_2(candidates)), most)
 
 
 def attend(
@@ -338,7 +340,7 @@ def attend(
         HASH=fused,
         KEEP=keep,
         PARTS=parts(values.dtype),
-        **_forward_shape(size, values.dtype),
+        **_forward_shape(size, values.dtype, at_once * groups),
     )
     _finish[(users * candidates,)](
         offsets,
@@ -352,8 +354,9 @@ def attend(
         GROUPS=groups,
         SIZE=padded_size(size),
         TILE=TILE,
+        AT_ONCE=max(1, min(8, 8192 // (groups * padded_size(size)))),
         KEEP=keep,
-        num_warps=4,
+        num_warps=8 if groups * padded_size(size) > 2048 else 4,
     )
     return interest, packed if keep else packed[:0], query_packed, sums
 
@@ -397,20 +400,21 @@ def attend_backward(
         CANDIDATES=max(at_once, triton.cdiv(16, packing.padded_groups)),
         TILE=TILE,
         PARTS=parts(grad.dtype),
-        **_backward_shape(size),
+        **_backward_shape(size, at_once * packing.padded_groups),
     )
     return out.to(grad.dtype)
 
 
-def _forward_shape(size: int, dtype: torch.dtype) -> dict[str, int]:
+def _forward_shape(size: int, dtype: torch.dtype, columns: int) -> dict[str, int]:
     if interpreted():
         return {"LENGTH": 16, "STAGES": 1, "num_warps": 4}
     if dtype == torch.float32 or size > 128:
-        return {"LENGTH": 64, "STAGES": 2, "num_warps": 4}
-    return {"LENGTH": 128, "STAGES": 3, "num_warps": 4}
+        return {"LENGTH": 64, "STAGES": 2, "num_warps": 8}
+    return {"LENGTH": 64, "STAGES": 3, "num_warps": 8 if columns > 64 else 4}
 
 
-def _backward_shape(size: int) -> dict[str, int]:
+def _backward_shape(size: int, columns: int) -> dict[str, int]:
     if interpreted():
         return {"LENGTH": 16, "STAGES": 1, "num_warps": 4}
-    return {"LENGTH": 64 if size > 128 else 128, "STAGES": 2, "num_warps": 4}
+    warps = 8 if size * columns > 4096 else 4
+    return {"LENGTH": 64 if size > 128 else 128, "STAGES": 3, "num_warps": warps}

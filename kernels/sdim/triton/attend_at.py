@@ -1,9 +1,10 @@
-"""Queries at cuts: hashes, and the kernels that suit the shape."""
+"""Queries at cuts: hashes, and the algorithm that suits the codes."""
 
+import torch
 from torch import Tensor
 
 from hashtab.kernels.sdim.packing import Packing
-from hashtab.kernels.sdim.triton import pairs
+from hashtab.kernels.sdim.triton import pairs, walk
 from hashtab.kernels.sdim.triton.hashing import pack_codes
 
 _NO_LIMIT = 2**62
@@ -18,15 +19,22 @@ def attend_at(
     planes: Tensor,
     tau: int,
     last: int | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the interests `[Q, D]` and the packed codes of behaviours and of queries."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the interests `[Q, D]` and what backward reads.
+
+    Returns:
+        Interests; packed codes of behaviours and of queries; and of a walk 1 over the norms of the
+        queries' buckets, `[Q, GROUPS]` float32, else none.
+    """
     packing = Packing(tau, planes.shape[1] // tau)
+    values = values.contiguous()
     packed, query_packed = (pack_codes(x, planes, tau) for x in (values, queries))
-    interest = pairs.attend_at(
-        values.contiguous(), offsets, packed, query_packed, query_offsets, cuts, packing,
-        _limit(last),
-    )  # fmt: skip
-    return interest, packed, query_packed
+    history = (values, offsets, packed, query_packed, query_offsets, cuts, packing)
+    if _walks(packing, last, values.device):
+        interest, scales = walk.attend_at(*history)
+        return interest, packed, query_packed, scales
+    interest = pairs.attend_at(*history, _limit(last))
+    return interest, packed, query_packed, interest.new_empty(0)
 
 
 def attend_at_backward(
@@ -35,6 +43,7 @@ def attend_at_backward(
     offsets: Tensor,
     packed: Tensor,
     query_packed: Tensor,
+    scales: Tensor,
     query_offsets: Tensor,
     cuts: Tensor,
     groups: int,
@@ -42,10 +51,16 @@ def attend_at_backward(
     last: int | None,
 ) -> Tensor:
     """Return the gradient of the behaviours `[N, D]` in their dtype."""
-    return pairs.attend_at_backward(
-        grad.contiguous(), values.contiguous(), offsets, packed, query_packed, query_offsets,
-        cuts, Packing(tau, groups), _limit(last),
-    )  # fmt: skip
+    packing = Packing(tau, groups)
+    history = (values.contiguous(), offsets, packed, query_packed, query_offsets, cuts)
+    if _walks(packing, last, values.device):
+        return walk.attend_at_backward(grad.contiguous(), *history, scales, packing)
+    return pairs.attend_at_backward(grad.contiguous(), *history, packing, _limit(last))
+
+
+def _walks(packing: Packing, last: int | None, device: torch.device) -> bool:
+    """Return whether one walk answers all queries: over whole histories, with small tables."""
+    return last is None and packing.fits_a_walk(device)
 
 
 def _limit(last: int | None) -> int:

@@ -19,23 +19,21 @@ from hashtab.kernels.sdim.triton.hashing import (
     load_parts,
     pack,
     pack_codes,
-    padded_size,
     positive,
     prepare,
 )
+from hashtab.kernels.sdim.triton.rows import load_rows, padded_size, store_rows
 from hashtab.kernels.sdim.triton.sums import (
     add_products,
     collect,
-    load_rows,
+    columns_at_once,
     partial_of,
     partial_sums,
     parts,
     piece,
-    store_rows,
     sum_of_pieces,
 )
 
-_COLUMNS = 128
 TILE = 4096  # rows of a piece; their partial sums are a sixteenth of them
 
 
@@ -93,12 +91,15 @@ def _encode(
     TILE: tl.constexpr,
     LENGTH: tl.constexpr,
     HASH: tl.constexpr,
-    KEEP: tl.constexpr,
+    ALONE: tl.constexpr,
     PARTS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
+    """Sum a piece of a user, which is the whole of one only if such users are wanted (ALONE)."""
     user, begin, end, alone = piece(offsets, users, rows, TILE)
     if (begin >= end) & (alone == 0):
+        return
+    if alone & (ALONE == 0):
         return
     BUCKETS: tl.constexpr = 1 << TAU
     first_column = tl.program_id(1) * COLUMNS
@@ -108,7 +109,7 @@ def _encode(
     length = tl.cast(end - begin, tl.int32)
     if HASH:
         high, middle, low = load_parts(
-            prepared, SIZE, GROUPS * BITS, values.dtype.element_ty, PARTS == 0
+            prepared, 0, SIZE, BITS, GROUPS, GROUPS, values.dtype.element_ty, PARTS == 0
         )
     sums_t = tl.zeros([SIZE, COLUMNS], tl.float32)
     for start in tl.range(0, length, LENGTH, num_stages=STAGES):
@@ -117,8 +118,7 @@ def _encode(
         if HASH:
             above = positive(x, high, middle, low, PARTS == 0)
             codes = codes_of(above, LENGTH, GROUPS, BITS)
-            if KEEP:
-                store_rows(packed, row, length, pack(codes, LENGTH, GROUPS, BITS), WORDS, WORDS)
+            store_rows(packed, row, length, pack(codes, LENGTH, GROUPS, BITS), WORDS, WORDS)
         else:
             codes = load_codes(packed, row, row < length, GROUPS, BITS, TAU, WORDS, LENGTH)
         member = one_hot(codes, first_column, LENGTH, GROUPS, BUCKETS, COLUMNS)
@@ -146,7 +146,7 @@ def _add_pieces(offsets, partial, table, rows, width, TILE: tl.constexpr, BLOCK:
         return
     element = tl.program_id(1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = element < width
-    total = sum_of_pieces(partial, offsets, user, rows, width, element, inside, pieces, TILE)
+    total = sum_of_pieces(partial, offsets, user, rows, width, element, inside, pieces, TILE, 8)
     tl.store(table + user * width + element, total, mask=inside)
 
 
@@ -230,7 +230,7 @@ def encode(values: Tensor, offsets: Tensor, planes: Tensor, tau: int) -> tuple[T
     (rows, size), users = values.shape, offsets.shape[0] - 1
     packing = Packing(tau, planes.shape[1] // tau)
     table = values.new_empty(users, packing.groups, 2**tau, size, dtype=torch.float32)
-    columns = min(packing.padded_groups << tau, _COLUMNS)
+    columns = min(packing.padded_groups << tau, columns_at_once(size))
     blocks = triton.cdiv(packing.groups << tau, columns)
     fused = blocks == 1 and packing.columns * padded_size(size) <= MOST_FUSED
     prepared = prepare(planes, packing, values.dtype) if fused else planes
@@ -261,7 +261,7 @@ def encode(values: Tensor, offsets: Tensor, planes: Tensor, tau: int) -> tuple[T
         COLUMNS=columns,
         TILE=TILE,
         HASH=fused,
-        KEEP=True,
+        ALONE=True,
         PARTS=parts(values.dtype),
         **_shape(size, values.dtype),
     )
@@ -270,6 +270,22 @@ def encode(values: Tensor, offsets: Tensor, planes: Tensor, tau: int) -> tuple[T
         offsets, partial, table, rows, width, TILE=TILE, BLOCK=block, num_warps=4
     )
     return table, packed
+
+
+def pieces_of_tables(
+    values: Tensor, offsets: Tensor, packed: Tensor, packing: Packing, tile: int
+) -> Tensor:
+    """Return the sums of each piece of users who have several, where `partial_of` says."""
+    (rows, size), users = values.shape, offsets.shape[0] - 1
+    columns = min(packing.padded_groups << packing.tau, columns_at_once(size))
+    partial = partial_sums(rows, tile, (packing.groups << packing.tau) * size, values)
+    _encode[slots(users, rows, tile), triton.cdiv(packing.groups << packing.tau, columns)](
+        values, offsets, packed, partial, packed, partial, users, rows, size, packing.groups,
+        TAU=packing.tau, BITS=packing.bits, GROUPS=packing.padded_groups, WORDS=packing.words,
+        SIZE=padded_size(size), COLUMNS=columns, TILE=tile, HASH=False, ALONE=False,
+        PARTS=parts(values.dtype), **_shape(size, values.dtype),
+    )  # fmt: skip
+    return partial
 
 
 def encode_backward(
@@ -283,7 +299,7 @@ def encode_backward(
         return out
     arguments = (grad_table.contiguous(), offsets, packed, out, users, rows, size, groups)
     grid = (slots(users, rows, TILE),)
-    if packing.padded_groups * buckets <= _COLUMNS:
+    if packing.padded_groups * buckets <= columns_at_once(size):
         _encode_backward[grid](
             *arguments,
             TAU=packing.tau,
@@ -314,4 +330,4 @@ def _shape(size: int, dtype: torch.dtype) -> dict[str, int]:
         return {"LENGTH": 16, "STAGES": 1, "num_warps": 4}
     if dtype == torch.float32 or size > 128:
         return {"LENGTH": 64, "STAGES": 2, "num_warps": 8}
-    return {"LENGTH": 128, "STAGES": 2, "num_warps": 8}
+    return {"LENGTH": 64 if size > 64 else 128, "STAGES": 3, "num_warps": 4}

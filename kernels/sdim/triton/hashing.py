@@ -12,11 +12,16 @@ from torch import Tensor
 
 from hashtab.kernels.core.dispatch import interpreted
 from hashtab.kernels.sdim.packing import Packing
+from hashtab.kernels.sdim.triton.rows import load_rows, padded_size
 
-
-def padded_size(size: int) -> int:
-    """Return the width of tiles for vectors of `size`: a power of two that a product can take."""
-    return max(16, int(triton.next_power_of_2(size)))
+MOST_FUSED = 8192  # entries of planes whose three parts a program keeps beside the history
+_MANY = 100_000  # rows, which fill a GPU with longer programs too
+_COLUMNS = 64  # products of a row that a program makes at once
+_TRITON_DTYPE = {
+    torch.float16: tl.float16,
+    torch.bfloat16: tl.bfloat16,
+    torch.float32: tl.float32,
+}
 
 
 @triton.jit
@@ -83,16 +88,37 @@ def positive(x, high, middle, low, EXACT: tl.constexpr):
 
 
 @triton.jit
-def load_parts(
-    prepared, SIZE: tl.constexpr, COLUMNS: tl.constexpr, DTYPE: tl.constexpr, EXACT: tl.constexpr
+def _part(
+    first_group,
+    SIZE: tl.constexpr,
+    BITS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    ALL_GROUPS: tl.constexpr,
 ):
-    """Return the three parts `[SIZE, COLUMNS]` of all planes, from `prepare`."""
-    part = tl.arange(0, SIZE)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    """Return where `[SIZE, BITS * GROUPS]` entries of GROUPS groups lie in a prepared part."""
+    column = tl.arange(0, BITS * GROUPS)
+    column = column // GROUPS * ALL_GROUPS + first_group + column % GROUPS
+    return tl.arange(0, SIZE)[:, None] * (BITS * ALL_GROUPS) + column[None, :]
+
+
+@triton.jit
+def load_parts(
+    prepared,
+    first_group,
+    SIZE: tl.constexpr,
+    BITS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    ALL_GROUPS: tl.constexpr,
+    DTYPE: tl.constexpr,
+    EXACT: tl.constexpr,
+):
+    """Return the three parts `[SIZE, BITS * GROUPS]` of GROUPS groups' planes, from `prepare`."""
+    part = _part(first_group, SIZE, BITS, GROUPS, ALL_GROUPS)
+    ENTRIES: tl.constexpr = SIZE * BITS * ALL_GROUPS
     high = tl.load(prepared + part)
     if EXACT or tl.float32 == DTYPE:
         return high, high, high
-    middle = tl.load(prepared + SIZE * COLUMNS + part)
-    return high, middle, tl.load(prepared + 2 * SIZE * COLUMNS + part)
+    return high, tl.load(prepared + ENTRIES + part), tl.load(prepared + 2 * ENTRIES + part)
 
 
 @triton.jit
@@ -106,19 +132,21 @@ def _prepare(
     TAU: tl.constexpr,
     BITS: tl.constexpr,
     GROUPS: tl.constexpr,
+    ALL_GROUPS: tl.constexpr,
     SIZE: tl.constexpr,
     DTYPE: tl.constexpr,
     EXACT: tl.constexpr,
 ):
-    COLUMNS: tl.constexpr = BITS * GROUPS
+    first_group = tl.program_id(0) * GROUPS
     loaded = load_planes(
-        planes, stride_size, stride_plane, size, 0, groups, TAU, BITS, GROUPS, SIZE
+        planes, stride_size, stride_plane, size, first_group, groups, TAU, BITS, GROUPS, SIZE
     )
     high, middle, low = split(loaded, DTYPE, EXACT)
-    part = tl.arange(0, SIZE)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    part = _part(first_group, SIZE, BITS, GROUPS, ALL_GROUPS)
+    ENTRIES: tl.constexpr = SIZE * BITS * ALL_GROUPS
     tl.store(prepared + part, high)
-    tl.store(prepared + SIZE * COLUMNS + part, middle)
-    tl.store(prepared + 2 * SIZE * COLUMNS + part, low)
+    tl.store(prepared + ENTRIES + part, middle)
+    tl.store(prepared + 2 * ENTRIES + part, low)
 
 
 @triton.jit
@@ -168,59 +196,46 @@ def load_codes(
 @triton.jit
 def _hash(
     x,
-    planes,
+    prepared,
     packed,
     codes,
     rows,
-    stride_row,
-    stride_column,
-    stride_size,
-    stride_plane,
     size: tl.constexpr,
     groups: tl.constexpr,
-    TAU: tl.constexpr,
     BITS: tl.constexpr,
     GROUPS: tl.constexpr,
+    ALL_GROUPS: tl.constexpr,
     WORDS: tl.constexpr,
     SIZE: tl.constexpr,
     LENGTH: tl.constexpr,
+    TILE: tl.constexpr,
     PACKED: tl.constexpr,
     EXACT: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
-    """Hash a block of rows: GROUPS of all groups a program, packed or one int32 a code."""
+    """Hash a tile of rows: GROUPS of all groups a program, packed or one int32 a code."""
     first_group = tl.program_id(1) * GROUPS
-    row = tl.program_id(0).to(tl.int64) * LENGTH + tl.arange(0, LENGTH)
-    column = tl.arange(0, SIZE)
-    valid = row < rows
-    tile = tl.load(
-        x + row[:, None] * stride_row + column[None, :] * stride_column,
-        mask=valid[:, None] & (column < size)[None, :],
-        other=0.0,
+    begin = tl.program_id(0).to(tl.int64) * TILE
+    length = tl.cast(tl.minimum(rows - begin, TILE), tl.int32)
+    high, middle, low = load_parts(
+        prepared, first_group, SIZE, BITS, GROUPS, ALL_GROUPS, x.dtype.element_ty, EXACT
     )
-    plane = load_planes(
-        planes, stride_size, stride_plane, size, first_group, groups, TAU, BITS, GROUPS, SIZE
-    )
-    high, middle, low = split(plane, tile.dtype, EXACT)
-    found = codes_of(positive(tile, high, middle, low, EXACT), LENGTH, GROUPS, BITS)
-    if PACKED:
-        BLOCK: tl.constexpr = GROUPS * BITS // 32 if GROUPS * BITS >= 32 else 1
-        word = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-        words = pack(found, LENGTH, GROUPS, BITS)
-        address = row[:, None] * WORDS + word[None, :]
-        tl.store(packed + address, words, mask=valid[:, None] & (word < WORDS)[None, :])
-    else:
-        group = first_group + tl.arange(0, GROUPS)
-        address = row[:, None] * groups + group[None, :]
-        tl.store(codes + address, found, mask=valid[:, None] & (group < groups)[None, :])
-
-
-_TRITON_DTYPE = {
-    torch.float16: tl.float16,
-    torch.bfloat16: tl.bfloat16,
-    torch.float32: tl.float32,
-}
-MOST_FUSED = 8192  # entries of planes whose three parts a program keeps beside the history
-_COLUMNS = 64  # products of a row that a program makes at once
+    x += begin * size
+    for start in tl.range(0, length, LENGTH, num_stages=STAGES):
+        row = start + tl.arange(0, LENGTH)
+        tile = load_rows(x, row, length, size, SIZE)
+        found = codes_of(positive(tile, high, middle, low, EXACT), LENGTH, GROUPS, BITS)
+        if PACKED:
+            BLOCK: tl.constexpr = GROUPS * BITS // 32 if GROUPS * BITS >= 32 else 1
+            word = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+            address = (begin + row)[:, None] * WORDS + word[None, :]
+            mask = (row < length)[:, None] & (word < WORDS)[None, :]
+            tl.store(packed + address, pack(found, LENGTH, GROUPS, BITS), mask=mask)
+        else:
+            group = first_group + tl.arange(0, GROUPS)
+            address = (begin + row)[:, None] * groups + group[None, :]
+            mask = (row < length)[:, None] & (group < groups)[None, :]
+            tl.store(codes + address, found, mask=mask)
 
 
 def prepare(planes: Tensor, packing: Packing, dtype: torch.dtype) -> Tensor:
@@ -231,7 +246,8 @@ def prepare(planes: Tensor, packing: Packing, dtype: torch.dtype) -> Tensor:
     size = padded_size(planes.shape[0])
     kept = torch.float32 if interpreted() else dtype
     prepared = planes.new_empty(3, size, packing.columns, dtype=kept)
-    _prepare[(1,)](
+    at_once = min(packing.padded_groups, max(1, MOST_FUSED // (size * packing.bits)))
+    _prepare[(packing.padded_groups // at_once,)](
         planes,
         prepared,
         *planes.stride(),
@@ -239,7 +255,8 @@ def prepare(planes: Tensor, packing: Packing, dtype: torch.dtype) -> Tensor:
         packing.groups,
         TAU=packing.tau,
         BITS=packing.bits,
-        GROUPS=packing.padded_groups,
+        GROUPS=at_once,
+        ALL_GROUPS=packing.padded_groups,
         SIZE=size,
         DTYPE=_TRITON_DTYPE[dtype],
         EXACT=interpreted(),
@@ -270,25 +287,33 @@ def _launch(
     rows, size = x.shape
     if rows == 0:
         return
-    groups = min(packing.padded_groups, max(1, _COLUMNS // packing.bits))
-    length = 128 if size <= 128 else 64
-    _hash[triton.cdiv(rows, length), triton.cdiv(packing.groups, groups)](
-        x,
-        planes,
+    columns = _COLUMNS // 4 if size > 128 and x.dtype == torch.float32 else _COLUMNS
+    groups = min(packing.padded_groups, max(1, columns // packing.bits))
+    shape = _shape(size, x.dtype)
+    tile = shape["LENGTH"] * (8 if rows > _MANY else 1)
+    _hash[triton.cdiv(rows, tile), triton.cdiv(packing.groups, groups)](
+        x.contiguous(),
+        prepare(planes, packing, x.dtype),
         packed if packed is not None else codes,
         codes,
         rows,
-        *x.stride(),
-        *planes.stride(),
         size,
         packing.groups,
-        TAU=packing.tau,
         BITS=packing.bits,
         GROUPS=groups,
+        ALL_GROUPS=packing.padded_groups,
         WORDS=packing.words,
         SIZE=padded_size(size),
-        LENGTH=length,
+        TILE=tile,
         PACKED=packed is not None,
         EXACT=interpreted(),
-        num_warps=4,
+        **shape,
     )
+
+
+def _shape(size: int, dtype: torch.dtype) -> dict[str, int]:
+    if interpreted():
+        return {"LENGTH": 16, "STAGES": 1, "num_warps": 4}
+    if size > 128 or dtype == torch.float32:
+        return {"LENGTH": 64, "STAGES": 1, "num_warps": 8}
+    return {"LENGTH": 64, "STAGES": 3, "num_warps": 4}

@@ -12,17 +12,15 @@ from torch import Tensor
 from hashtab.kernels.core.dispatch import interpreted
 from hashtab.kernels.core.tiles import slots, span, user_slot
 from hashtab.kernels.sdim.packing import Packing
-from hashtab.kernels.sdim.triton.hashing import load_codes, padded_size
+from hashtab.kernels.sdim.triton.hashing import load_codes
+from hashtab.kernels.sdim.triton.rows import load_rows, padded_size, store_rows
 from hashtab.kernels.sdim.triton.sums import (
     add_products,
     collect,
+    columns_at_once,
     inverse_norm,
-    load_rows,
     parts,
-    store_rows,
 )
-
-_COLUMNS = 128  # queries times groups of a program
 
 
 @triton.jit
@@ -317,14 +315,13 @@ def _launch_queries(
 
 
 def _code(packing: Packing, size: int) -> dict[str, int]:
-    columns = _COLUMNS if size <= 128 else _COLUMNS // 2
     return {
         "TAU": packing.tau,
         "BITS": packing.bits,
         "GROUPS": packing.padded_groups,
         "WORDS": packing.words,
         "SIZE": padded_size(size),
-        "QUERIES": max(1, columns // packing.padded_groups),
+        "QUERIES": max(1, columns_at_once(size) // packing.padded_groups),
     }
 
 

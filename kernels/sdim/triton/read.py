@@ -19,20 +19,18 @@ from hashtab.kernels.sdim.triton.hashing import (
     load_parts,
     pack,
     pack_codes,
-    padded_size,
     positive,
     prepare,
 )
+from hashtab.kernels.sdim.triton.rows import load_rows, padded_size, store_rows
 from hashtab.kernels.sdim.triton.sums import (
     add_products,
     collect,
+    columns_at_once,
     inverse_norm,
-    load_rows,
     parts,
-    store_rows,
 )
 
-_COLUMNS = 128
 _PROGRAMS = 132 * 4
 
 
@@ -67,7 +65,7 @@ def _read_small(
     sums = load_rows(table + user * groups * BUCKETS * size, line, groups * BUCKETS, size, SIZE)
     unit = sums * (inverse_norm(tl.sum(sums * sums, 1)) / groups)[:, None]
     high, middle, low = load_parts(
-        prepared, SIZE, GROUPS * BITS, queries.dtype.element_ty, PARTS == 0
+        prepared, 0, SIZE, BITS, GROUPS, GROUPS, queries.dtype.element_ty, PARTS == 0
     )
     queries += first * size
     interest += first * size
@@ -164,7 +162,7 @@ def read(table: Tensor, queries: Tensor, planes: Tensor, tau: int) -> tuple[Tens
     interest = table.new_empty(queries.shape)
     rows = queries.reshape(-1, size).contiguous()
     shape = {"TAU": tau, "BITS": packing.bits, "WORDS": packing.words, "SIZE": padded_size(size)}
-    small = packing.padded_groups << tau <= _COLUMNS
+    small = packing.padded_groups << tau <= columns_at_once(size)
     if not small or packing.columns * padded_size(size) > MOST_FUSED:
         packed = pack_codes(rows, planes, tau)
         if interest.numel():
@@ -196,11 +194,11 @@ def read_backward(grad: Tensor, table: Tensor, packed: Tensor) -> Tensor:
     grad_table = table.new_empty(table.shape)
     if grad_table.numel() == 0:
         return grad_table
-    columns = min(packing.padded_groups * buckets, _COLUMNS)
+    columns = min(packing.padded_groups * buckets, columns_at_once(size))
     _read_backward[users, triton.cdiv(groups * buckets, columns)](
         grad, table, packed, grad_table, candidates, size, groups, TAU=packing.tau,
         BITS=packing.bits, GROUPS=packing.padded_groups, WORDS=packing.words,
-        SIZE=padded_size(size), COLUMNS=columns, PARTS=parts(torch.float32), **_shape(size),
+        SIZE=padded_size(size), COLUMNS=columns, PARTS=parts(torch.float32), **_backward_shape(),
     )  # fmt: skip
     return grad_table
 
@@ -208,4 +206,12 @@ def read_backward(grad: Tensor, table: Tensor, packed: Tensor) -> Tensor:
 def _shape(size: int) -> dict[str, int]:
     if interpreted():
         return {"LENGTH": 16, "STAGES": 1, "num_warps": 4}
-    return {"LENGTH": 64, "STAGES": 2, "num_warps": 8 if size > 64 else 4}
+    if size > 64:
+        return {"LENGTH": 64, "STAGES": 1, "num_warps": 8}
+    return {"LENGTH": 128, "STAGES": 1, "num_warps": 4}
+
+
+def _backward_shape() -> dict[str, int]:
+    if interpreted():
+        return {"LENGTH": 16, "STAGES": 1, "num_warps": 4}
+    return {"LENGTH": 64, "STAGES": 2, "num_warps": 8}

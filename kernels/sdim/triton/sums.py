@@ -13,8 +13,6 @@ from torch import Tensor
 from hashtab.kernels.core.dispatch import interpreted
 from hashtab.kernels.core.tiles import span, user_slot
 
-_AT_ONCE = tl.constexpr(8)  # partial sums that are loaded together
-
 
 def parts(dtype: torch.dtype) -> int:
     """Return in how many bfloat16 parts a float32 operand gives results as good as `dtype`.
@@ -24,6 +22,11 @@ def parts(dtype: torch.dtype) -> int:
     if interpreted():
         return 0
     return 3 if dtype == torch.float32 else 2
+
+
+def columns_at_once(size: int) -> int:
+    """Return how many columns of sums of vectors of `size` a program makes at once."""
+    return 128 if size <= 128 else 32
 
 
 def partial_sums(rows: int, tile: int, width: int, like: Tensor) -> Tensor:
@@ -58,11 +61,25 @@ def partial_of(offsets, user, rows, index, TILE: tl.constexpr):
 
 
 @triton.jit
-def sum_of_pieces(partial, offsets, user, rows, width, element, inside, pieces, TILE: tl.constexpr):
-    """Return the sum over a user's pieces of elements `[E]` of their partial sums, in order."""
+def sum_of_pieces(
+    partial,
+    offsets,
+    user,
+    rows,
+    width,
+    element,
+    inside,
+    pieces,
+    TILE: tl.constexpr,
+    AT_ONCE: tl.constexpr,
+):
+    """Return the sum over a user's pieces of elements `[E]` of their partial sums, in order.
+
+    AT_ONCE pieces are loaded together.
+    """
     total = tl.zeros(element.shape, tl.float32)
-    for start in range(0, pieces, _AT_ONCE):
-        index = start + tl.arange(0, _AT_ONCE)
+    for start in range(0, pieces, AT_ONCE):
+        index = start + tl.arange(0, AT_ONCE)
         line = partial_of(offsets, user, rows, index, TILE)
         mask = (index < pieces)[:, None] & inside[None, :]
         address = partial + line[:, None] * width + element[None, :]
@@ -119,25 +136,6 @@ def collect(member, rows, PARTS: tl.constexpr):
         found = tl.dot(weight, (rest - middle.to(tl.float32)).to(tl.bfloat16))
         return tl.dot(weight, high, tl.dot(weight, middle, found))
     return tl.dot(weight, high, tl.dot(weight, middle))
-
-
-@triton.jit
-def load_rows(values, row, length, size: tl.constexpr, SIZE: tl.constexpr):
-    """Return the tile `[LENGTH, SIZE]` of rows before `length`, zeros behind it."""
-    column = tl.arange(0, SIZE)
-    address = row[:, None] * size + column[None, :]
-    if size == SIZE:
-        return tl.load(values + address, mask=(row < length)[:, None], other=0.0)
-    mask = (row < length)[:, None] & (column < size)[None, :]
-    return tl.load(values + address, mask=mask, other=0.0)
-
-
-@triton.jit
-def store_rows(values, row, length, rows, size: tl.constexpr, SIZE: tl.constexpr):
-    """Store a tile `[LENGTH, SIZE]` at the rows before `length`."""
-    column = tl.arange(0, SIZE)
-    address = row[:, None] * size + column[None, :]
-    tl.store(values + address, rows, mask=(row < length)[:, None] & (column < size)[None, :])
 
 
 @triton.jit
