@@ -1,11 +1,17 @@
-"""What tests of several folders share."""
+"""What tests of several folders share; without a GPU Triton kernels run interpreted, on the CPU."""
 
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from xdist.scheduler import LoadScopeScheduling
+
+if not torch.cuda.is_available():
+    # Triton looks at this when it is imported, which any folder's tests may be the first to do.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture

@@ -117,7 +117,7 @@ def read(
     if table.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"table must be float32 or float64, got {table.dtype}")
     checks.check_same_device(table=table, queries=queries)
-    if _choice(impl, table, planes, tau) == "triton":
+    if _choice(impl, queries, planes, tau) == "triton" and table.dtype == torch.float32:
         return fused.read(table, queries, planes, tau)
     return apply(_Read, table, codes(queries, planes, tau, impl=impl), tau, impl)
 
@@ -263,7 +263,13 @@ def _check_history(values: Tensor, offsets: Tensor, planes: Tensor, tau: int, im
 
 
 def _choice(impl: str, rows: Tensor, planes: Tensor, tau: int) -> str:
-    """Return `"triton"` where its kernels compute an operator, else `impl`."""
+    """Return `"triton"` where its kernels compute an operator, else `impl`.
+
+    float32 rows are left to the definition unless asked for: on GPUs some shapes of theirs do not
+    compile yet.
+    """
+    if impl == "auto" and rows.dtype == torch.float32:
+        return impl
     if use_triton(impl, rows.device, fused.why_unfit(rows, planes, tau)):
         return "triton"
     return impl

@@ -260,7 +260,7 @@ def _attend_at_fake(
     last: int | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     packing = Packing(tau, planes.shape[1] // tau)
-    walk = last is None and packing.fits_a_walk(values.device)
+    walk = last is None and packing.fits_a_walk(values)
     scales = values.new_empty(queries.shape[0], packing.padded_groups, dtype=torch.float32)
     return (
         values.new_empty(queries.shape),

@@ -38,10 +38,15 @@ class Packing(NamedTuple):
         """Words of a row, a power of two."""
         return max(1, self.columns // 32)
 
-    def fits_a_walk(self, device: torch.device) -> bool:
-        """Return whether a program holds a table in its registers; older GPUs' spill."""
-        fits = self.tau <= 4 and 16 <= self.padded_groups << self.tau <= 128
-        return fits and dispatch.capability(device) >= dispatch.HOPPER
+    def fits_a_walk(self, rows: torch.Tensor) -> bool:
+        """Return whether one walk over histories is for such behaviours.
+
+        Its products are of bfloat16 and of 16 groups at least, and a program holds a whole table
+        in its registers, which on older GPUs spill. Triton's interpreter cannot multiply bfloat16.
+        """
+        fits = self.padded_groups >= 16 and self.padded_groups << self.tau <= 128
+        fits = fits and rows.dtype == torch.bfloat16 and rows.device.type != "cpu"
+        return fits and dispatch.capability(rows.device) >= dispatch.HOPPER
 
 
 def _power_of_two(n: int) -> int:

@@ -1,16 +1,11 @@
-"""Fixtures of the operators' tests; without a GPU Triton kernels run interpreted, on the CPU."""
+"""Fixtures of the operators' tests."""
 
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-
-if not torch.cuda.is_available():
-    # Triton looks at this when it is imported, which is when its first kernel is needed.
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture

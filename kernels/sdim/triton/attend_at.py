@@ -1,6 +1,5 @@
 """Queries at cuts: hashes, and the algorithm that suits the codes."""
 
-import torch
 from torch import Tensor
 
 from hashtab.kernels.sdim.packing import Packing
@@ -30,7 +29,7 @@ def attend_at(
     values = values.contiguous()
     packed, query_packed = (pack_codes(x, planes, tau) for x in (values, queries))
     history = (values, offsets, packed, query_packed, query_offsets, cuts, packing)
-    if _walks(packing, last, values.device):
+    if _walks(packing, last, values):
         interest, scales = walk.attend_at(*history)
         return interest, packed, query_packed, scales
     interest = pairs.attend_at(*history, _limit(last))
@@ -53,14 +52,14 @@ def attend_at_backward(
     """Return the gradient of the behaviours `[N, D]` in their dtype."""
     packing = Packing(tau, groups)
     history = (values.contiguous(), offsets, packed, query_packed, query_offsets, cuts)
-    if _walks(packing, last, values.device):
+    if _walks(packing, last, values):
         return walk.attend_at_backward(grad.contiguous(), *history, scales, packing)
     return pairs.attend_at_backward(grad.contiguous(), *history, packing, _limit(last))
 
 
-def _walks(packing: Packing, last: int | None, device: torch.device) -> bool:
+def _walks(packing: Packing, last: int | None, values: Tensor) -> bool:
     """Return whether one walk answers all queries: over whole histories, with small tables."""
-    return last is None and packing.fits_a_walk(device)
+    return last is None and packing.fits_a_walk(values)
 
 
 def _limit(last: int | None) -> int:

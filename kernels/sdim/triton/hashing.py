@@ -287,7 +287,7 @@ def _launch(
     rows, size = x.shape
     if rows == 0:
         return
-    columns = _COLUMNS // 4 if size > 128 and x.dtype == torch.float32 else _COLUMNS
+    columns = _COLUMNS // 2 if size > 128 and x.dtype == torch.float32 else _COLUMNS
     groups = min(packing.padded_groups, max(1, columns // packing.bits))
     shape = _shape(size, x.dtype)
     tile = shape["LENGTH"] * (8 if rows > _MANY else 1)

@@ -199,7 +199,7 @@ def _walk(
     length = tl.cast(end - begin, tl.int32)
     column = tl.arange(0, SIZE)
     table_t = tl.zeros([SIZE, COLUMNS], tl.float32)
-    if origin > 0:
+    if (origin > 0) & (rows > TILE):
         table_t = _load_table(tables, offsets, user, rows, origin, groups, size, SIZE, COLUMNS,
                               BUCKETS, TILE)  # fmt: skip
     values += begin * size
@@ -328,8 +328,8 @@ def _walk_back(
     table_t = tl.zeros([SIZE, COLUMNS], tl.float32)
     later_t = tl.zeros([SIZE, COLUMNS], tl.float32)
     count = tl.zeros([COLUMNS], tl.float32)
-    if alone == 0:
-        if origin > 0:
+    if (alone == 0) & (rows > TILE):
+        if (origin > 0) & (rows > TILE):
             table_t = _load_table(tables, offsets, user, rows, origin, groups, size, SIZE,
                                   COLUMNS, BUCKETS, TILE)  # fmt: skip
         if EMIT:
