@@ -6,7 +6,7 @@ sum of the behaviours in its bucket; an empty bucket counts as zeros. Gradients 
 through the sums; codes are constants, so candidates and planes get none.
 
 All functions take `impl`: `"reference"` (the definition in PyTorch), `"native"` (C, on CPUs),
-`"triton"` (on GPUs), or `"auto"`, the fastest of them that can run; a choice that cannot raises
+`"triton"` (GPUs), or `"auto"`, native code or the definition; a choice that cannot run raises
 RuntimeError with the reason, and all give the same result up to rounding. Values may be float16,
 bfloat16, float32 or, but for Triton, float64. Hashing is float32 from the values as stored, sums
 are float32 or better (float64 for float64 values), interests have the dtype of the values.
@@ -263,13 +263,7 @@ def _check_history(values: Tensor, offsets: Tensor, planes: Tensor, tau: int, im
 
 
 def _choice(impl: str, rows: Tensor, planes: Tensor, tau: int) -> str:
-    """Return `"triton"` where its kernels compute an operator, else `impl`.
-
-    float32 rows are left to the definition unless asked for: on GPUs some shapes of theirs do not
-    compile yet.
-    """
-    if impl == "auto" and rows.dtype == torch.float32:
-        return impl
+    """Return `"triton"` where its kernels compute an operator, else `impl`."""
     if use_triton(impl, rows.device, fused.why_unfit(rows, planes, tau)):
         return "triton"
     return impl

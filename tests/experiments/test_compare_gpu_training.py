@@ -13,7 +13,6 @@ import torch
 from experiments import compare_gpu_training as compare
 from hashtab.features.dataset import Dataset
 from hashtab.models.ctr import TensorBatch
-from hashtab.pipelines.settings import OptimiserSettings
 from hashtab.pipelines.training import seed_of
 from tests.pipelines.conftest import likes
 
@@ -26,14 +25,8 @@ SMALL = ["--planes=12", "--tau=3", "--history-limit=0", "--device=cpu"]
 @pytest.fixture(scope="module")
 def file(likes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("epoch") / "epoch.npz"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(OptimiserSettings.__init__, "__kwdefaults__", _small_batches())
-        compare.prepare(likes, file)
+    compare.prepare(likes, file, samples_per_batch=128)
     return file
-
-
-def _small_batches() -> dict[str, object]:
-    return {**(OptimiserSettings.__init__.__kwdefaults__ or {}), "samples_per_batch": 128}
 
 
 def loaded(likes: Path, split: str, seed: int | None) -> list[TensorBatch]:
