@@ -123,13 +123,13 @@ def _tensors(columns: dict[str, NDArray[Any]]) -> dict[str, Tensor]:
     return {name: torch.from_numpy(column) for name, column in columns.items()}
 
 
-def prepare(data: Path, file: Path, seed: int = 0) -> None:
+def prepare(data: Path, file: Path, samples_per_batch: int | None = None) -> None:
     """Store one epoch of a prepared data set's batches, in the order that training takes them in.
 
     Args:
         data: folder of the data set.
         file: `.npz` to write.
-        seed: of the order.
+        samples_per_batch: on average; that of train_sdim.py when None.
     """
     # Here alone, for they need Polars.
     from hashtab.features.dataset import Dataset
@@ -137,13 +137,13 @@ def prepare(data: Path, file: Path, seed: int = 0) -> None:
     from hashtab.pipelines.training import seed_of
 
     dataset, model, optimiser = Dataset.open(data), ClickModelSettings(), OptimiserSettings()
-    size, limit = optimiser.samples_per_batch, model.history_limit
+    size, limit = samples_per_batch or optimiser.samples_per_batch, model.history_limit
     meaning = {
         "features": asdict(dataset.manifest.features),
         "model": asdict(model),
         "optimiser": asdict(optimiser),
     }
-    orders = {"train": seed_of(seed, 0), "validation": None}
+    orders = {"train": seed_of(0, 0), "validation": None}
     arrays = {"meaning": np.array(json.dumps(meaning))}
     for split in SPLITS:
         batches = list(dataset.batches(split, size, limit, shuffle_seed=orders[split]))
