@@ -248,7 +248,7 @@ def test_rows_of_zeros_alone_in_a_bucket_read_zeros(operator: Operator, tau: int
     assert operator is encode or not grad.any()
 
 
-drifts = pytest.mark.xfail(reason="a walk back takes behaviours out of a float32 sum")
+drifts = pytest.mark.xfail(strict=False, reason="a walk back takes behaviours out of a float32 sum")
 
 
 @pytest.mark.parametrize(
