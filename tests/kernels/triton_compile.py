@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
-from hashtab.kernels.core import dispatch
-
 _RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)")
 _DOT = re.compile(
     r"= (?P<operation>tt\.dot|ttng\.warp_group_dot) .* : (?:tensor|!ttg\.memdesc)"
@@ -101,6 +99,8 @@ def _compiling(capability: int) -> Iterator[list[Any]]:
     """
     from triton.runtime.driver import driver
     from triton.runtime.jit import JITFunction
+
+    from hashtab.kernels.core import dispatch  # imports Triton, by way of torch
 
     found: dict[str, Any] = {}
     run = JITFunction.run
