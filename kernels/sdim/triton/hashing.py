@@ -314,6 +314,8 @@ def _launch(
 def _shape(size: int, dtype: torch.dtype) -> dict[str, int]:
     if interpreted():
         return {"LENGTH": 16, "STAGES": 1, "num_warps": 4}
+    if size > 128 and dtype == torch.float32:
+        return {"LENGTH": 16, "STAGES": 1, "num_warps": 4}
     if size > 128 or dtype == torch.float32:
         return {"LENGTH": 64, "STAGES": 1, "num_warps": 8}
     return {"LENGTH": 64, "STAGES": 3, "num_warps": 4}

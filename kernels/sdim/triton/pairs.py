@@ -329,5 +329,5 @@ def _shape(size: int, dtype: torch.dtype) -> dict[str, int]:
     if interpreted():
         return {"LENGTH": 16, "STAGES": 1, "num_warps": 4}
     if dtype == torch.float32 or size > 128:
-        return {"LENGTH": 64, "STAGES": 1, "num_warps": 8}
+        return {"LENGTH": 32, "STAGES": 1, "num_warps": 8}
     return {"LENGTH": 64, "STAGES": 2, "num_warps": 4 if size <= 64 else 8}
