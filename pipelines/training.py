@@ -153,7 +153,8 @@ def step(
 ) -> Tensor:
     """Take one optimiser step; return the summed loss and the samples of all workers.
 
-    The gradient is that of the mean loss over these samples. Nothing here waits for a GPU.
+    The gradient is that of the mean loss over these samples. Nothing here waits for a GPU but what
+    the encoder's kernel does: its definition reads offsets on the host, Triton's does not.
 
     Returns:
         `[2]` float64 on this worker's device.
