@@ -1,4 +1,4 @@
-"""One epoch of the click model on a GPU, by the kernels as training uses them and by definition.
+"""One epoch of the click model on a GPU, by the Triton kernels and by definition.
 
 All sides start from the same weights and planes and see the same batches in the same order, with
 the optimiser of train_sdim.py at its defaults and rates that fall to zero over the epoch:
@@ -6,7 +6,7 @@ the optimiser of train_sdim.py at its defaults and rates that fall to zero over 
     definition, float32      the PyTorch definition of the history encoder, eager, no autocast
     another dropout          the same with other dropout masks: how far chance alone leads
     definition, bfloat16     the definition under autocast, whose codes are those of the kernels
-    kernels, bfloat16        Triton kernels under autocast, one compiled graph: what training runs
+    kernels, bfloat16        Triton kernels, asked for, under autocast, in one compiled graph
 
 A compiled graph draws its dropout in another way, so at a dropout above 0 the kernels' curve is
 one of other masks too, to be held against the second side; with --dropout 0 nothing but rounding
