@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+# A single user would be a constant 1, of which Triton 3.6 cannot compile the search below.
+UNSPECIALIZED = ["users"]
 _FAN = tl.constexpr(128)
 
 

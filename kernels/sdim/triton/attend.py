@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hashtab.kernels.core.dispatch import interpreted
-from hashtab.kernels.core.tiles import slots, span
+from hashtab.kernels.core.tiles import UNSPECIALIZED, slots, span
 from hashtab.kernels.sdim.packing import Packing
 from hashtab.kernels.sdim.triton.hashing import (
     MOST_FUSED,
@@ -96,7 +96,7 @@ def _store_interest(
     tl.store(interest + address, mean, mask=there[None, :] & (column < size)[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _attend(
     values,
     offsets,
@@ -221,7 +221,7 @@ def _finish(
     _store_interest(interest, sums_t, one, one >= 0, column, size, groups, GROUPS, 1, SIZE)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _attend_backward(
     grad,
     sums,

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hashtab.kernels.core.dispatch import interpreted
-from hashtab.kernels.core.tiles import slots, span
+from hashtab.kernels.core.tiles import UNSPECIALIZED, slots, span
 from hashtab.kernels.sdim.packing import Packing
 from hashtab.kernels.sdim.triton.hashing import (
     MOST_FUSED,
@@ -70,7 +70,7 @@ def _pick(codes, first, LENGTH: tl.constexpr, GROUPS: tl.constexpr, HELD: tl.con
     return tl.sum(tl.where(this, blocks, 0), 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _encode(
     values,
     offsets,
@@ -150,7 +150,7 @@ def _add_pieces(offsets, partial, table, rows, width, TILE: tl.constexpr, BLOCK:
     tl.store(table + user * width + element, total, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _encode_backward(
     grad_table,
     offsets,
@@ -191,7 +191,7 @@ def _encode_backward(
         store_rows(grad_values, row, length, found, size, SIZE)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _gather_backward(
     grad_table,
     offsets,

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hashtab.kernels.core.dispatch import interpreted
-from hashtab.kernels.core.tiles import slots, span, user_slot
+from hashtab.kernels.core.tiles import UNSPECIALIZED, slots, span, user_slot
 from hashtab.kernels.sdim.packing import Packing
 from hashtab.kernels.sdim.triton.hashing import load_codes
 from hashtab.kernels.sdim.triton.rows import load_rows, padded_size, store_rows
@@ -102,7 +102,7 @@ def _sums_of_queries(
     return sums_t
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _queries(
     values,
     offsets,
@@ -177,7 +177,7 @@ def _first_above(sorted_values, begin, end, bound):
     return begin
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _behaviours(
     offsets,
     packed,

@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hashtab.kernels.core.dispatch import interpreted
-from hashtab.kernels.core.tiles import slots, span
+from hashtab.kernels.core.tiles import UNSPECIALIZED, slots, span
 from hashtab.kernels.sdim.packing import Packing
 from hashtab.kernels.sdim.triton.encode import one_hot, pieces_of_tables
 from hashtab.kernels.sdim.triton.hashing import load_codes
@@ -157,7 +157,7 @@ def _norms_within(x, hot, member, table_t, LENGTH: tl.constexpr, PRECISION: tl.c
     return tl.where(member, 2 * along, 0.0).to(x.dtype)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _walk(
     values,
     offsets,
@@ -271,7 +271,7 @@ def _load_table(
     return tl.load(tables + place + line[None, :] * size + column[:, None], mask=inside, other=0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _walk_back(
     grad,
     values,
