@@ -85,3 +85,14 @@ def span(offsets_ptr, user, rows):
     begin = tl.maximum(tl.load(offsets_ptr + user), 0)
     end = tl.minimum(tl.load(offsets_ptr + user + 1), rows)
     return begin, tl.maximum(begin, end)
+
+
+@triton.jit
+def first_above(sorted_values, begin, end, bound):
+    """Return the first index within begin .. end whose value is above `bound`, by halving."""
+    while begin < end:
+        middle = (begin + end) // 2
+        above = tl.load(sorted_values + middle) > bound
+        end = tl.where(above, middle, end)
+        begin = tl.where(above, begin, middle + 1)
+    return begin

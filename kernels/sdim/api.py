@@ -57,7 +57,7 @@ def codes(x: Tensor, planes: Tensor, tau: int, *, impl: Impl = "auto") -> Tensor
     checks.check_planes(planes, tau)
     checks.check_rows("x", x, "[" + "..., " * (x.dim() - 1) + "D]", planes.shape[0])
     checks.check_same_device(x=x, planes=planes)
-    chosen = _choice(impl, x, planes, tau)
+    chosen = _choice(impl, planes, tau, x)
     result: Tensor = _hashtab.sdim_codes(x.detach(), planes.detach(), tau, chosen)
     return result
 
@@ -82,7 +82,7 @@ def encode(
         ValueError: shapes, offsets or tau are wrong.
     """
     _check_history(values, offsets, planes, tau, impl)
-    if _choice(impl, values, planes, tau) == "triton":
+    if _choice(impl, planes, tau, values) == "triton":
         return fused.encode(values, offsets, planes, tau)
     keys = codes(values, planes, tau, impl=impl)
     return apply(_Encode, values, offsets, keys, tau, impl)
@@ -117,7 +117,7 @@ def read(
     if table.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"table must be float32 or float64, got {table.dtype}")
     checks.check_same_device(table=table, queries=queries)
-    if _choice(impl, queries, planes, tau) == "triton" and table.dtype == torch.float32:
+    if _choice(impl, planes, tau, table, queries) == "triton":
         return fused.read(table, queries, planes, tau)
     return apply(_Read, table, codes(queries, planes, tau, impl=impl), tau, impl)
 
@@ -151,7 +151,7 @@ def attend(
     _check_history(values, offsets, planes, tau, impl)
     checks.check_rows("queries", queries, "[B, C, D]", values.shape[1])
     checks.check_users("queries", queries.shape[0], offsets)
-    if _choice(impl, values, planes, tau) == "triton":
+    if _choice(impl, planes, tau, values, queries) == "triton":
         return fused.attend(values, offsets, queries, planes, tau)
     candidates = queries.shape[1]
     query_offsets = torch.arange(offsets.shape[0], device=offsets.device) * candidates
@@ -201,7 +201,7 @@ def attend_at(
     _check_history(values, offsets, planes, tau, impl)
     checks.check_queries(queries, query_offsets, cuts, offsets, values.shape[1], last)
     checks.check_same_device(values=values, queries=queries, query_offsets=query_offsets, cuts=cuts)
-    if _choice(impl, values, planes, tau) == "triton":
+    if _choice(impl, planes, tau, values, queries) == "triton":
         return fused.attend_at(values, offsets, queries, query_offsets, cuts, planes, tau, last)
     keys = (codes(values, planes, tau, impl=impl), codes(queries, planes, tau, impl=impl))
     interest = apply(_AttendAt, values, offsets, *keys, query_offsets, cuts, tau, last, impl)
@@ -262,9 +262,9 @@ def _check_history(values: Tensor, offsets: Tensor, planes: Tensor, tau: int, im
     checks.check_same_device(values=values, offsets=offsets, planes=planes)
 
 
-def _choice(impl: str, rows: Tensor, planes: Tensor, tau: int) -> str:
-    """Return `"triton"` where its kernels compute an operator, else `impl`."""
-    if use_triton(impl, rows.device, fused.why_unfit(rows, planes, tau)):
+def _choice(impl: str, planes: Tensor, tau: int, *rows: Tensor) -> str:
+    """Return `"triton"` where its kernels compute an operator of `rows`, else `impl`."""
+    if use_triton(impl, planes.device, fused.why_unfit(planes, tau, *rows)):
         return "triton"
     return impl
 

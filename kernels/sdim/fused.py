@@ -20,10 +20,10 @@ _hashtab = torch.ops.hashtab
 MAX_SIZE, MAX_GROUPS, MAX_TAU = 256, 64, 10
 
 
-def why_unfit(rows: Tensor, planes: Tensor, tau: int) -> str | None:
-    """Return why the kernels are not for these rows and planes, or None when they are."""
+def why_unfit(planes: Tensor, tau: int, *rows: Tensor) -> str | None:
+    """Return why the kernels are not for these planes and tensors of rows, or None if they are."""
     size, groups = planes.shape[0], planes.shape[1] // tau
-    if rows.dtype == torch.float64:
+    if torch.float64 in {x.dtype for x in rows}:
         return "kernels are for float16, bfloat16 and float32, not float64"
     for name, value, limit in (
         ("D", size, MAX_SIZE),
@@ -37,7 +37,7 @@ def why_unfit(rows: Tensor, planes: Tensor, tau: int) -> str | None:
 
 def encode(values: Tensor, offsets: Tensor, planes: Tensor, tau: int) -> Tensor:
     """Return the table `[B, G, 2**tau, D]` float32."""
-    return apply(_Encode, values, offsets, planes, tau)
+    return apply(_Encode, values, offsets.contiguous(), planes, tau)
 
 
 def read(table: Tensor, queries: Tensor, planes: Tensor, tau: int) -> Tensor:
@@ -52,7 +52,7 @@ def attend(values: Tensor, offsets: Tensor, queries: Tensor, planes: Tensor, tau
     """
     if queries.shape[1] > 2**tau:
         return read(encode(values, offsets, planes, tau), queries, planes, tau).to(values.dtype)
-    return apply(_Attend, values, offsets, queries, planes, tau)
+    return apply(_Attend, values, offsets.contiguous(), queries, planes, tau)
 
 
 def attend_at(
@@ -66,6 +66,7 @@ def attend_at(
     last: int | None,
 ) -> Tensor:
     """Return interests `[Q, D]` in the dtype of the values."""
+    offsets, query_offsets, cuts = (x.contiguous() for x in (offsets, query_offsets, cuts))
     return apply(_AttendAt, values, offsets, queries, query_offsets, cuts, planes, tau, last)
 
 

@@ -188,17 +188,8 @@ def strided(x: Tensor) -> Tensor:
     return wide[..., 0]
 
 
-unread = pytest.mark.xfail(reason="kernels take an index's numbers to lie together")
-
-
 @pytest.mark.parametrize(
-    "name",
-    [
-        "values",
-        "queries",
-        "planes",
-        *(pytest.param(name, marks=unread) for name in ("offsets", "query_offsets", "cuts")),
-    ],
+    "name", ["values", "queries", "planes", "offsets", "query_offsets", "cuts"]
 )
 def test_strided_arguments_are_read_right(name: str) -> None:
     h = draw([2, 5, 17], SMALL)
@@ -254,9 +245,6 @@ def test_what_kernels_are_not_for_is_refused_by_name(
         torch.testing.assert_close(x, y)
 
 
-@pytest.mark.xfail(
-    raises=KeyError, strict=False, reason="attend looks at the dtype of behaviours alone"
-)
 @pytest.mark.parametrize("operator", [encode_and_read, attend, attend_at], ids=lambda f: f.__name__)
 def test_queries_in_float64_are_refused_by_name(operator: Operator) -> None:
     h = draw([3, 0, 2], SMALL, queries=2)

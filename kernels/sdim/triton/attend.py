@@ -17,6 +17,7 @@ from hashtab.kernels.sdim.triton.hashing import (
     codes_of,
     load_codes,
     load_parts,
+    load_wanted,
     pack,
     pack_codes,
     positive,
@@ -36,29 +37,6 @@ from hashtab.kernels.sdim.triton.sums import (
 )
 
 TILE = 1024  # rows of a piece
-
-
-@triton.jit
-def _wanted(
-    query_packed,
-    first_query,
-    first,
-    candidates,
-    groups,
-    GROUPS: tl.constexpr,
-    BITS: tl.constexpr,
-    TAU: tl.constexpr,
-    WORDS: tl.constexpr,
-    CANDIDATES: tl.constexpr,
-):
-    """Return `[CANDIDATES, GROUPS]` codes of candidates from `first` on, -1 where there is none."""
-    candidate = first + tl.arange(0, CANDIDATES)
-    there = candidate < candidates
-    codes = load_codes(
-        query_packed, first_query + candidate, there, GROUPS, BITS, TAU, WORDS, CANDIDATES
-    )
-    valid = there[:, None] & (tl.arange(0, GROUPS) < groups)[None, :]
-    return tl.where(valid, codes, -1)
 
 
 @triton.jit
@@ -128,18 +106,10 @@ def _attend(
     if (begin >= end) & (alone == 0):
         return
     first = tl.program_id(1) * CANDIDATES
-    wanted = _wanted(
-        query_packed,
-        user * candidates,
-        first,
-        candidates,
-        groups,
-        GROUPS,
-        BITS,
-        TAU,
-        WORDS,
-        CANDIDATES,
-    )
+    candidate = first + tl.arange(0, CANDIDATES)
+    there = candidate < candidates
+    query = user * candidates + candidate
+    wanted = load_wanted(query_packed, query, there, groups, GROUPS, BITS, TAU, WORDS, CANDIDATES)
     column = tl.arange(0, SIZE)
     values += begin * size
     packed += begin * WORDS
@@ -162,9 +132,6 @@ def _attend(
         member = _members(codes, wanted, LENGTH, CANDIDATES, GROUPS)
         sums_t = add_products(sums_t, x, member, PARTS)
 
-    candidate = first + tl.arange(0, CANDIDATES)
-    there = candidate < candidates
-    query = user * candidates + candidate
     if alone:
         _store_interest(
             interest, sums_t, query, there, column, size, groups, GROUPS, CANDIDATES, SIZE
@@ -263,11 +230,11 @@ def _attend_backward(
         unit = total * scale[:, None]
         along = tl.sum(unit * upstream, 1)
         grad_sums = (upstream - unit * along[:, None]) * (scale / groups)[:, None]
-        wanted = _wanted(
+        candidate = first + tl.arange(0, CANDIDATES)
+        wanted = load_wanted(
             query_packed,
-            user * candidates,
-            first,
-            candidates,
+            user * candidates + candidate,
+            candidate < candidates,
             groups,
             GROUPS,
             BITS,

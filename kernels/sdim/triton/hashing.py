@@ -194,6 +194,24 @@ def load_codes(
 
 
 @triton.jit
+def load_wanted(
+    query_packed,
+    query,
+    there,
+    groups: tl.constexpr,
+    GROUPS: tl.constexpr,
+    BITS: tl.constexpr,
+    TAU: tl.constexpr,
+    WORDS: tl.constexpr,
+    QUERIES: tl.constexpr,
+):
+    """Return the codes `[QUERIES, GROUPS]` of queries, -1 where there is no query or no group."""
+    codes = load_codes(query_packed, query, there, GROUPS, BITS, TAU, WORDS, QUERIES)
+    valid = there[:, None] & (tl.arange(0, GROUPS) < groups)[None, :]
+    return tl.where(valid, codes, -1)
+
+
+@triton.jit
 def _hash(
     x,
     prepared,

@@ -10,9 +10,9 @@ import triton.language as tl
 from torch import Tensor
 
 from hashtab.kernels.core.dispatch import interpreted
-from hashtab.kernels.core.tiles import UNSPECIALIZED, slots, span, user_slot
+from hashtab.kernels.core.tiles import UNSPECIALIZED, first_above, slots, span, user_slot
 from hashtab.kernels.sdim.packing import Packing
-from hashtab.kernels.sdim.triton.hashing import load_codes
+from hashtab.kernels.sdim.triton.hashing import load_codes, load_wanted
 from hashtab.kernels.sdim.triton.rows import load_rows, padded_size, store_rows
 from hashtab.kernels.sdim.triton.sums import (
     add_products,
@@ -21,24 +21,6 @@ from hashtab.kernels.sdim.triton.sums import (
     inverse_norm,
     parts,
 )
-
-
-@triton.jit
-def _load_wanted(
-    query_packed,
-    query,
-    there,
-    groups: tl.constexpr,
-    GROUPS: tl.constexpr,
-    BITS: tl.constexpr,
-    TAU: tl.constexpr,
-    WORDS: tl.constexpr,
-    QUERIES: tl.constexpr,
-):
-    """Return the codes `[QUERIES, GROUPS]` of queries, -1 where there is none."""
-    codes = load_codes(query_packed, query, there, GROUPS, BITS, TAU, WORDS, QUERIES)
-    valid = there[:, None] & (tl.arange(0, GROUPS) < groups)[None, :]
-    return tl.where(valid, codes, -1)
 
 
 @triton.jit
@@ -141,7 +123,7 @@ def _queries(
     there = query < query_end
     first, behind = span(offsets, user, rows)
     begin, end = _load_sight(cuts, query, there, behind - first, last)
-    wanted = _load_wanted(query_packed, query, there, groups, GROUPS, BITS, TAU, WORDS, QUERIES)
+    wanted = load_wanted(query_packed, query, there, groups, GROUPS, BITS, TAU, WORDS, QUERIES)
     sums_t = _sums_of_queries(
         values + first * size, packed + first * WORDS, wanted, begin, end, there, size, GROUPS,
         BITS, TAU, WORDS, SIZE, QUERIES, LENGTH, PARTS, STAGES,
@@ -164,17 +146,6 @@ def _queries(
         line = query_begin * GROUPS + tl.arange(0, QUERIES * GROUPS)
         inside = (line < query_end * GROUPS)[None, :] & (column < size)[:, None]
         tl.store(grad_sums + line[None, :] * size + column[:, None], found, mask=inside)
-
-
-@triton.jit
-def _first_above(sorted_values, begin, end, bound):
-    """Return the first index within begin .. end whose value is above `bound`, by halving."""
-    while begin < end:
-        middle = (begin + end) // 2
-        above = tl.load(sorted_values + middle) > bound
-        end = tl.where(above, middle, end)
-        begin = tl.where(above, begin, middle + 1)
-    return begin
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
@@ -213,14 +184,14 @@ def _behaviours(
     codes = load_codes(packed, row, row < row_end, GROUPS, BITS, TAU, WORDS, LENGTH)
     position = (row - first).to(tl.int32)
     first_query, behind_query = span(query_offsets, user, queries)
-    begin = _first_above(cuts, first_query, behind_query, row_begin - first)
-    behind_query = _first_above(cuts, begin, behind_query, row_end - first - 1 + last)
+    begin = first_above(cuts, first_query, behind_query, row_begin - first)
+    behind_query = first_above(cuts, begin, behind_query, row_end - first - 1 + last)
     found = tl.zeros([LENGTH, SIZE], tl.float32)
     for start in tl.range(begin, behind_query, QUERIES, num_stages=STAGES):
         query = start + tl.arange(0, QUERIES)
         there = query < behind_query
         sight_begin, sight_end = _load_sight(cuts, query, there, behind - first, last)
-        wanted = _load_wanted(query_packed, query, there, groups, GROUPS, BITS, TAU, WORDS, QUERIES)
+        wanted = load_wanted(query_packed, query, there, groups, GROUPS, BITS, TAU, WORDS, QUERIES)
         member = _members(
             codes, wanted, position, sight_begin.to(tl.int32), sight_end.to(tl.int32), LENGTH,
             QUERIES, GROUPS,

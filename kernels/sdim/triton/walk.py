@@ -22,10 +22,10 @@ import triton.language as tl
 from torch import Tensor
 
 from hashtab.kernels.core.dispatch import interpreted
-from hashtab.kernels.core.tiles import UNSPECIALIZED, slots, span
+from hashtab.kernels.core.tiles import UNSPECIALIZED, first_above, slots, span
 from hashtab.kernels.sdim.packing import Packing
-from hashtab.kernels.sdim.triton.encode import one_hot, pieces_of_tables
-from hashtab.kernels.sdim.triton.hashing import load_codes
+from hashtab.kernels.sdim.triton.encode import pieces_of_tables
+from hashtab.kernels.sdim.triton.hashing import load_codes, load_wanted
 from hashtab.kernels.sdim.triton.rows import load_rows, padded_size, store_rows
 from hashtab.kernels.sdim.triton.sums import (
     inverse_norm,
@@ -44,22 +44,11 @@ def _queries_of_piece(cuts, query_offsets, user, queries, begin, end, is_first, 
     first, behind = span(query_offsets, user, queries)
     low = first
     if is_first == 0:
-        low = _first_above(cuts, first, behind, begin)
+        low = first_above(cuts, first, behind, begin)
     high = behind
     if is_last == 0:
-        high = _first_above(cuts, low, behind, end)
+        high = first_above(cuts, low, behind, end)
     return low, high
-
-
-@triton.jit
-def _first_above(cuts, begin, end, bound):
-    """Return the first index within begin .. end whose cut is above `bound`, by halving."""
-    while begin < end:
-        middle = (begin + end) // 2
-        above = tl.load(cuts + middle) > bound
-        end = tl.where(above, middle, end)
-        begin = tl.where(above, begin, middle + 1)
-    return begin
 
 
 @triton.jit
@@ -83,7 +72,6 @@ def _cut_before(cuts, query, low, origin, length):
 @triton.jit
 def _members(
     codes,
-    LENGTH: tl.constexpr,
     GROUPS: tl.constexpr,
     BUCKETS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -91,8 +79,6 @@ def _members(
     PRECISION: tl.constexpr,
 ):
     """Return `[LENGTH, COLUMNS]`, whether a row lies in the bucket of a column; -1 lies in none."""
-    if GROUPS < 16:
-        return one_hot(codes, 0, LENGTH, GROUPS, BUCKETS, COLUMNS)
     # A product spreads codes over columns as it leaves other products: without a word between
     # threads.
     column = tl.arange(0, COLUMNS)
@@ -117,10 +103,8 @@ def _asked(
     PRECISION: tl.constexpr,
 ):
     """Return `[QUERIES, COLUMNS]`, whether a query reads a column; none where it is not there."""
-    codes = load_codes(query_packed, query, there, GROUPS, BITS, TAU, WORDS, QUERIES)
-    valid = there[:, None] & (tl.arange(0, GROUPS) < groups)[None, :]
-    codes = tl.where(valid, codes, -1)
-    return _members(codes, QUERIES, GROUPS, 1 << TAU, COLUMNS, OPERAND, PRECISION)
+    codes = load_wanted(query_packed, query, there, groups, GROUPS, BITS, TAU, WORDS, QUERIES)
+    return _members(codes, GROUPS, 1 << TAU, COLUMNS, OPERAND, PRECISION)
 
 
 @triton.jit
@@ -136,9 +120,6 @@ def _load_scales(
 ):
     """Return `[QUERIES, COLUMNS]` float32: the scale of a query's group in all of its columns."""
     group, column = tl.arange(0, GROUPS), tl.arange(0, COLUMNS)
-    if GROUPS < 16:
-        address = query[:, None] * GROUPS + (column // BUCKETS)[None, :]
-        return tl.load(scales + address, mask=there[:, None], other=0.0)
     address = query[:, None] * GROUPS + group[None, :]
     loaded = tl.load(scales + address, mask=there[:, None], other=0.0).to(OPERAND)
     of_group = group[:, None] == (column // BUCKETS)[None, :]
@@ -221,7 +202,7 @@ def _walk(
         codes_next = load_codes(
             packed, stop + inner, stop + inner < length, GROUPS, BITS, TAU, WORDS, LENGTH
         )
-        member = _members(codes, LENGTH, GROUPS, BUCKETS, COLUMNS, OPERAND, PRECISION)
+        member = _members(codes, GROUPS, BUCKETS, COLUMNS, OPERAND, PRECISION)
         hot = member.to(OPERAND)
         found = tl.sum(here.to(tl.int32), 0)
         if found > 0:
@@ -246,8 +227,9 @@ def _walk(
             target = scales + several[:, None] * GROUPS + tl.arange(0, GROUPS)[None, :]
             tl.store(target, kept, mask=here[:, None])
         table_t = tl.dot(tl.trans(x), hot, table_t, input_precision=PRECISION)
-        query += found
-        start = stop
+        # Cuts that do not ascend must not keep a walk from its end.
+        query += tl.maximum(found, (stop <= start).to(tl.int32))
+        start = tl.maximum(start, stop)
 
 
 @triton.jit
@@ -341,7 +323,7 @@ def _walk_back(
         row = start + inner
         x = load_rows(values, row, length, size, SIZE).to(OPERAND)
         codes = load_codes(packed, row, row < length, GROUPS, BITS, TAU, WORDS, LENGTH)
-        hot = _members(codes, LENGTH, GROUPS, BUCKETS, COLUMNS, OPERAND, PRECISION).to(OPERAND)
+        hot = _members(codes, GROUPS, BUCKETS, COLUMNS, OPERAND, PRECISION).to(OPERAND)
         table_t = tl.dot(tl.trans(x), hot, table_t, input_precision=PRECISION)
 
     query = behind_query - 1
@@ -358,7 +340,7 @@ def _walk_back(
         at = _cut_before(cuts, several, low_query, origin, length)
         # Without a row, for more queries at one cut than are taken at once, those at it are next.
         here = (at > start) | ((start == stop) & (at == stop))
-        member = _members(codes, LENGTH, GROUPS, BUCKETS, COLUMNS, OPERAND, PRECISION)
+        member = _members(codes, GROUPS, BUCKETS, COLUMNS, OPERAND, PRECISION)
         hot = member.to(OPERAND)
         minus_table_t = tl.dot(tl.trans(x), hot, minus_table_t, input_precision=PRECISION)
         table = (-minus_table_t).to(OPERAND)
@@ -398,7 +380,8 @@ def _walk_back(
             store_rows(grad_values, row, stop, found, size, SIZE)
         later_t = tl.dot(tl.trans(upstream), weight, later_t, input_precision=PRECISION)
         later_t = tl.dot(tl.trans(x), minus_share, later_t, input_precision=PRECISION)
-        query -= tl.sum(here.to(tl.int32), 0)
+        # Cuts that do not ascend must not keep a walk from its end.
+        query -= tl.maximum(tl.sum(here.to(tl.int32), 0), (start == stop).to(tl.int32))
         stop = start
     if EMIT == 0:
         inside = (line < groups * BUCKETS)[None, :] & (column < size)[:, None]

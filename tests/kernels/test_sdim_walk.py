@@ -1,0 +1,79 @@
+"""The walk over queries at cuts, called directly: the interpreter runs it in float32.
+
+Through the public functions it is for bfloat16 on a GPU, which the interpreter cannot multiply.
+"""
+
+import pytest
+import torch
+from torch import Tensor
+
+from hashtab.kernels.sdim import reference
+from hashtab.kernels.sdim.packing import Packing
+from tests.kernels.fused import DEVICE, Case, draw, shorten_pieces
+from tests.kernels.histories import Histories
+from tests.tolerances import TOLERANCE
+
+CASES = [
+    Case(torch.float32, 8, 3, 16),
+    Case(torch.float32, 24, 3, 13),
+    Case(torch.float32, 40, 2, 16),
+]
+
+
+def walk(h: Histories, case: Case, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Return interests and the gradient of the behaviours."""
+    from hashtab.kernels.sdim.triton import hashing
+    from hashtab.kernels.sdim.triton import walk as kernels
+
+    packing = Packing(case.tau, case.groups)
+    packed, query_packed = (
+        hashing.pack_codes(x, h.planes, case.tau) for x in (h.values, h.queries)
+    )
+    history = (h.values, h.offsets, packed, query_packed, h.query_offsets, h.cuts)
+    interest, scales = kernels.attend_at(*history, packing)
+    return interest, kernels.attend_at_backward(grad, *history, scales, packing)
+
+
+def definition(h: Histories, case: Case, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what `walk` returns, in float64 and rounded."""
+    codes, query_codes = (reference.codes(x, h.planes, case.tau) for x in (h.values, h.queries))
+    values, tau = h.values.double(), case.tau
+    asked = (query_codes, h.query_offsets, h.cuts, tau, None)
+    interest = reference.attend_at(values, h.offsets, codes, *asked)
+    grads = reference.attend_at_backward(grad.double(), values, h.offsets, codes, *asked)
+    return interest.float(), grads.float()
+
+
+@pytest.mark.parametrize("rows", [2048, 32])  # of a piece: users in one, users in several
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_walk_agrees_with_the_definition(
+    case: Case, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shorten_pieces(monkeypatch, rows)
+    h = draw([0, 5, 1, 70, 100, 0], case, queries=20)
+    grad = torch.randn(h.queries.shape, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    found = walk(h, case, grad)
+    torch.testing.assert_close(found, definition(h, case, grad), **TOLERANCE[torch.float32])
+
+
+@pytest.mark.parametrize("queries", [17, 40])
+def test_more_queries_at_one_cut_than_a_block_takes(queries: int) -> None:
+    case = CASES[0]
+    h = draw([30, 4], case, queries=queries)
+    h.cuts[:queries], h.cuts[queries:] = 11, 0
+    grad = torch.ones_like(h.queries)
+    found = walk(h, case, grad)
+    torch.testing.assert_close(found, definition(h, case, grad), **TOLERANCE[torch.float32])
+
+
+@pytest.mark.parametrize("cuts", [[30] * 16 + [0] * 44, [40] * 44 + [5] * 16])
+def test_a_walk_ends_whatever_the_cuts(cuts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    case = CASES[0]
+    monkeypatch.setattr("hashtab.kernels.sdim.triton.walk._queries_at_once", lambda *_: 16)
+    monkeypatch.setattr(torch, "empty", torch.zeros)
+    monkeypatch.setattr(torch.Tensor, "new_empty", torch.Tensor.new_zeros)
+    h = draw([40], case, queries=60)
+    h.cuts.copy_(torch.tensor(cuts))
+    interest, grad = walk(h, case, torch.ones_like(h.queries))
+    assert interest.shape == h.queries.shape
+    assert grad.shape == h.values.shape
