@@ -34,18 +34,18 @@ def use_triton(impl: str, device: torch.device, unfit: str | None = None) -> boo
         unfit: why the operator's own kernels are not for these arguments; None when they are.
 
     Returns:
-        True for Triton, which runs only when asked for while its tests on GPUs still fail for some
-        shapes; on a CPU under Triton's interpreter (TRITON_INTERPRET=1), which is for tests.
+        True for Triton. `"auto"` takes it on a GPU, where it can run; `"triton"` also on a CPU
+        under Triton's interpreter (TRITON_INTERPRET=1), which is for tests.
 
     Raises:
         RuntimeError: `"triton"` was asked for and cannot run, with the reason.
     """
-    if impl != "triton":
+    if impl not in ("auto", "triton") or (impl == "auto" and device.type != "cuda"):
         return False
     reason = why_not_triton(device) or unfit
-    if reason is not None:
+    if reason is not None and impl == "triton":
         raise RuntimeError(f"impl='triton' cannot run: {reason}")
-    return True
+    return reason is None
 
 
 def interpreted() -> bool:
@@ -68,6 +68,8 @@ def why_not_triton(device: torch.device) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     if device.type == "cuda":
+        if torch.version.hip is not None:
+            return "kernels are for NVIDIA's GPUs"
         if interpreted():
             return "TRITON_INTERPRET=1 is set, and the interpreter takes CPU tensors"
         found = torch.cuda.get_device_capability(device)

@@ -2,9 +2,9 @@
 
 All functions take `impl`: `"blocked"` (matrix products of blocks of queries, flat memory),
 `"reference"` (the definition over all pairs), for target attention `"triton"` (fused GPU kernels),
-or `"auto"`, which is `"blocked"`. They give the same result up to rounding. Queries, keys and
-values may be float16, bfloat16, float32 or float64; scores and sums are float32 (float64 for
-float64 values), also under autocast.
+or `"auto"`, which is `"triton"` where that can run on a GPU, else `"blocked"`. They give the same
+result up to rounding. Queries, keys and values may be float16, bfloat16, float32 or float64; scores
+and sums are float32 (float64 for float64 values), also under autocast.
 
 `"triton"` never waits for the GPU, so it can be captured in a CUDA graph; what only the content of
 offsets and cuts could tell is then not checked, and with wrong ones the result means nothing.

@@ -6,7 +6,7 @@ sum of the behaviours in its bucket; an empty bucket counts as zeros. Gradients 
 through the sums; codes are constants, so candidates and planes get none.
 
 All functions take `impl`: `"reference"` (the definition in PyTorch), `"native"` (C, on CPUs),
-`"triton"` (GPUs), or `"auto"`, native code or the definition; a choice that cannot run raises
+`"triton"` (GPUs), or `"auto"`, the fastest that can run here; another choice that cannot run raises
 RuntimeError with the reason, and all give the same result up to rounding. Values may be float16,
 bfloat16, float32 or, but for Triton, float64. Hashing is float32 from the values as stored, sums
 are float32 or better (float64 for float64 values), interests have the dtype of the values.

@@ -243,8 +243,8 @@ def _attend_at(
     planes: Tensor,
     tau: int,
     last: int | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    result: tuple[Tensor, Tensor, Tensor, Tensor] = _kernels("attend_at").attend_at(
+) -> tuple[Tensor, Tensor, Tensor]:
+    result: tuple[Tensor, Tensor, Tensor] = _kernels("attend_at").attend_at(
         values, offsets, queries, query_offsets, cuts, planes, tau, last
     )
     return result
@@ -258,16 +258,13 @@ def _attend_at_fake(
     _cuts: Tensor,
     planes: Tensor,
     tau: int,
-    last: int | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _last: int | None,
+) -> tuple[Tensor, Tensor, Tensor]:
     packing = Packing(tau, planes.shape[1] // tau)
-    walk = last is None and packing.fits_a_walk(values)
-    scales = values.new_empty(queries.shape[0], packing.padded_groups, dtype=torch.float32)
     return (
         values.new_empty(queries.shape),
         _packed(values, values.shape[0], packing),
         _packed(values, queries.shape[0], packing),
-        scales if walk else values.new_empty(0),
     )
 
 
@@ -277,14 +274,13 @@ def _attend_at_backward(
     offsets: Tensor,
     packed: Tensor,
     query_packed: Tensor,
-    scales: Tensor,
     query_offsets: Tensor,
     cuts: Tensor,
     groups: int,
     tau: int,
     last: int | None,
 ) -> Tensor:
-    kept = (packed, query_packed, scales, query_offsets, cuts)
+    kept = (packed, query_packed, query_offsets, cuts)
     grad_values: Tensor = _kernels("attend_at").attend_at_backward(
         grad, values, offsets, *kept, groups, tau, last
     )
@@ -333,13 +329,13 @@ register(
 register(
     "sdim_fused_attend_at",
     f"({_HISTORY}, Tensor queries, Tensor query_offsets, Tensor cuts, {_CODES}, int? last) "
-    "-> (Tensor, Tensor, Tensor, Tensor)",
+    "-> (Tensor, Tensor, Tensor)",
     _attend_at,
     _attend_at_fake,
 )
 register(
     "sdim_fused_attend_at_backward",
-    f"(Tensor grad, {_HISTORY}, Tensor packed, Tensor query_packed, Tensor scales, "
+    f"(Tensor grad, {_HISTORY}, Tensor packed, Tensor query_packed, "
     "Tensor query_offsets, Tensor cuts, int groups, int tau, int? last) -> Tensor",
     _attend_at_backward,
     _attend_at_backward_fake,

@@ -66,7 +66,10 @@ class FeatureEmbedding(nn.Module):
         for other in others:
             first = first + other
         device = first.device.type
-        return first.to(torch.get_autocast_dtype(device)) if _autocasts(device) else first
+        # A device of shapes alone has no autocast and refuses the question.
+        if device == "meta" or not torch.is_autocast_enabled(device):
+            return first
+        return first.to(torch.get_autocast_dtype(device))
 
     def _embed(self, name: str, column: Tensor) -> Tensor:
         if name in self._table_of:
@@ -75,12 +78,6 @@ class FeatureEmbedding(nn.Module):
         direction = self.directions[self._direction_of[name]]
         scaled: Tensor = column[..., None].to(direction.dtype) * direction
         return scaled
-
-
-def _autocasts(device: str) -> bool:
-    # Devices without autocast, such as that of shapes alone, refuse the question.
-    available: bool = torch.amp.is_autocast_available(device)
-    return available and torch.is_autocast_enabled(device)
 
 
 def _table(n_ids: int, size: int, initial_std: float) -> nn.Embedding:

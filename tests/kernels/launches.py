@@ -93,10 +93,10 @@ def _attend_at(shape: Shape) -> None:
     from hashtab.kernels.sdim.triton import attend_at
 
     queries, query_offsets, cuts = shape.requests(320)
-    interest, packed, query_packed, scales = attend_at.attend_at(
+    interest, packed, query_packed = attend_at.attend_at(
         shape.values, shape.offsets, queries, query_offsets, cuts, shape.planes, shape.tau, None
     )
-    kept = shape.values, shape.offsets, packed, query_packed, scales, query_offsets, cuts
+    kept = shape.values, shape.offsets, packed, query_packed, query_offsets, cuts
     attend_at.attend_at_backward(interest, *kept, shape.groups, shape.tau, None)
 
 

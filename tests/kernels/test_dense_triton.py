@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hashtab.kernels import dense
 from hashtab.kernels.dense import reference, tiling, triton
+from tests.kernels.fused import error, upstream, worst_row
 from tests.kernels.histories import Histories, offsets_of
 from tests.tolerances import TOLERANCE
 
@@ -62,8 +63,7 @@ def attend(
 def with_gradients(function: Any, *inputs: Tensor) -> list[Tensor]:
     leaves = [x.detach().requires_grad_() for x in inputs]
     out = function(*leaves)
-    upstream = torch.arange(out.numel(), device=out.device).view(out.shape).cos().to(out.dtype)
-    return [out.detach(), *torch.autograd.grad(out, leaves, upstream)]
+    return [out.detach(), *torch.autograd.grad(out, leaves, upstream(out))]
 
 
 def exactly(h: Histories, keys: Tensor | None, last: int | None) -> list[Tensor]:
@@ -81,11 +81,6 @@ def plainly(h: Histories, keys: Tensor, last: int | None) -> list[Tensor]:
         )
 
     return with_gradients(interest, h.queries, h.values, keys)
-
-
-def error(found: Tensor, exact: Tensor) -> float:
-    """Root mean square of the error as a share of that of what is exact."""
-    return float((found.double() - exact).square().mean().sqrt() / exact.square().mean().sqrt())
 
 
 def assert_close(found: list[Tensor], exact: list[Tensor], dtype: torch.dtype) -> None:
@@ -131,9 +126,9 @@ def test_any_cut_of_the_work_gives_the_same(
     arguments = (h.queries, h.query_offsets, h.cuts, keys, h.values, h.offsets, 0.25, last)
     cut = replace(CUT, queries=queries, behaviours=behaviours, splits=splits)
     interest, log_sums = triton.attend_at(*arguments, cut)
-    upstream = torch.arange(interest.numel(), device=DEVICE).view(interest.shape).cos()
+    grad = upstream(interest)
     grads = triton.attend_at_backward(
-        upstream, interest, log_sums, *arguments, tiling.Backward(cut, cut)
+        grad, interest, log_sums, *arguments, tiling.Backward(cut, cut)
     )
     found = [interest, grads[0], grads[2], *([] if shared else [grads[1]])]
     assert_close(found, exactly(h, keys, last), torch.float32)
@@ -255,9 +250,9 @@ def test_any_cut_of_the_work_gives_the_same_for_candidates(
     keys = keys_of(h, shared)
     arguments = (h.queries, None, None, keys, h.values, h.offsets, 0.25, None)
     interest, log_sums = triton.attend_at(*arguments, replace(CUT, splits=2))
-    upstream = torch.arange(interest.numel(), device=DEVICE).view(interest.shape).cos()
+    grad = upstream(interest)
     grads = triton.attend_at_backward(
-        upstream, interest, log_sums, *arguments, tiling.Backward(CUT, CUT, together)
+        grad, interest, log_sums, *arguments, tiling.Backward(CUT, CUT, together)
     )
     found = [interest, grads[0], grads[2], *([] if shared else [grads[1]])]
     whole = replace(h, cuts=h.offsets.diff().repeat_interleave(3))
@@ -316,10 +311,13 @@ def test_large_shapes_agree_on_a_gpu(
     h = draw(lengths, dtype, size=size, queries=queries)
     keys = keys_of(h, shared)
     found, exact = attend(h, "triton", keys, last), exactly(h, keys, last)
-    plain = plainly(h, keys, last) if keys is not None else exact
-    assert_close(found, exact, dtype)
+    plain = plainly(h, h.values if keys is None else keys, last)
+    if keys is None:
+        plain = [*plain[:2], plain[2] + plain[3]]
     for x, y, z in zip(found, plain, exact, strict=True):
-        assert keys is None or error(x, z) <= max(2 * error(y, z), FLOAT32_LIKE)
+        assert error(x, z) <= max(2 * error(y, z), FLOAT32_LIKE)
+        # A user's only behaviour leaves a gradient of 0, the difference of two rounded products.
+        assert worst_row(x, z) <= 2 * TOLERANCE[dtype]["rtol"]
 
 
 @pytest.mark.gpu

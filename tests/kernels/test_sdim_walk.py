@@ -30,8 +30,8 @@ def walk(h: Histories, case: Case, grad: Tensor) -> tuple[Tensor, Tensor]:
         hashing.pack_codes(x, h.planes, case.tau) for x in (h.values, h.queries)
     )
     history = (h.values, h.offsets, packed, query_packed, h.query_offsets, h.cuts)
-    interest, scales = kernels.attend_at(*history, packing)
-    return interest, kernels.attend_at_backward(grad, *history, scales, packing)
+    interest = kernels.attend_at(*history, packing)
+    return interest, kernels.attend_at_backward(grad, *history, packing)
 
 
 def definition(h: Histories, case: Case, grad: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,7 +69,6 @@ def test_more_queries_at_one_cut_than_a_block_takes(queries: int) -> None:
 @pytest.mark.parametrize("cuts", [[30] * 16 + [0] * 44, [40] * 44 + [5] * 16])
 def test_a_walk_ends_whatever_the_cuts(cuts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     case = CASES[0]
-    monkeypatch.setattr("hashtab.kernels.sdim.triton.walk._queries_at_once", lambda *_: 16)
     monkeypatch.setattr(torch, "empty", torch.zeros)
     monkeypatch.setattr(torch.Tensor, "new_empty", torch.Tensor.new_zeros)
     h = draw([40], case, queries=60)

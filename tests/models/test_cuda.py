@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from hashtab.models.ctr import ENCODERS, ClickModel, ClickModelSettings, TensorBatch
-from hashtab.models.ctr.encoders import HashSampledAttention, TargetAttention
 from hashtab.models.ctr.on_gpu import compiled, mixed_precision
 from tests.models.batches import SPEC, concatenate, random_user
 from tests.tolerances import TOLERANCE
@@ -12,6 +11,12 @@ from tests.tolerances import TOLERANCE
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    # Of torch's own code, while it traces, and that its debug mode is a prototype.
+    pytest.mark.filterwarnings(
+        "ignore::DeprecationWarning",
+        "ignore::FutureWarning",
+        "ignore:Synchronization debug mode",
+    ),
 ]
 
 
@@ -91,9 +96,6 @@ def test_compiled_training_is_eager_training(encoder: str) -> None:
 @pytest.mark.parametrize("encoder", ["sdim", "sdim_long_short", "full_target_attention"])
 def test_a_compiled_step_does_not_wait_for_the_gpu(encoder: str) -> None:
     model = _model(encoder).cuda().train()
-    for module in model.modules():
-        if isinstance(module, HashSampledAttention | TargetAttention):
-            module.impl = "triton"  # the definitions check offsets on the host
     forward = compiled(model)
     users = concatenate([random_user(seed, n_behaviours=30) for seed in range(3)]).to("cuda")
     device = torch.device("cuda")

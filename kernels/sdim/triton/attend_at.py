@@ -18,22 +18,15 @@ def attend_at(
     planes: Tensor,
     tau: int,
     last: int | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the interests `[Q, D]` and what backward reads.
-
-    Returns:
-        Interests; packed codes of behaviours and of queries; and of a walk 1 over the norms of the
-        queries' buckets, `[Q, GROUPS]` float32, else none.
-    """
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the interests `[Q, D]` and the packed codes of behaviours and of queries."""
     packing = Packing(tau, planes.shape[1] // tau)
     values = values.contiguous()
     packed, query_packed = (pack_codes(x, planes, tau) for x in (values, queries))
     history = (values, offsets, packed, query_packed, query_offsets, cuts, packing)
     if _walks(packing, last, values):
-        interest, scales = walk.attend_at(*history)
-        return interest, packed, query_packed, scales
-    interest = pairs.attend_at(*history, _limit(last))
-    return interest, packed, query_packed, interest.new_empty(0)
+        return walk.attend_at(*history), packed, query_packed
+    return pairs.attend_at(*history, _limit(last)), packed, query_packed
 
 
 def attend_at_backward(
@@ -42,7 +35,6 @@ def attend_at_backward(
     offsets: Tensor,
     packed: Tensor,
     query_packed: Tensor,
-    scales: Tensor,
     query_offsets: Tensor,
     cuts: Tensor,
     groups: int,
@@ -53,7 +45,7 @@ def attend_at_backward(
     packing = Packing(tau, groups)
     history = (values.contiguous(), offsets, packed, query_packed, query_offsets, cuts)
     if _walks(packing, last, values):
-        return walk.attend_at_backward(grad.contiguous(), *history, scales, packing)
+        return walk.attend_at_backward(grad.contiguous(), *history, packing)
     return pairs.attend_at_backward(grad.contiguous(), *history, packing, _limit(last))
 
 

@@ -77,8 +77,9 @@ def _sums_of_queries(
     sums_t = tl.zeros([SIZE, QUERIES * GROUPS], tl.float32)
     for start in tl.range(0, length, LENGTH, num_stages=STAGES):
         row = start + tl.arange(0, LENGTH)
-        x = load_rows(values, row, length, size, SIZE)
-        codes = load_codes(packed, row, row < length, GROUPS, BITS, TAU, WORDS, LENGTH)
+        far = row.to(tl.int64)  # a history may have more numbers than an int32 counts
+        x = load_rows(values, far, length, size, SIZE)
+        codes = load_codes(packed, far, row < length, GROUPS, BITS, TAU, WORDS, LENGTH)
         member = _members(codes, wanted, row, begin, end, LENGTH, QUERIES, GROUPS)
         sums_t = add_products(sums_t, x, member, PARTS)
     return sums_t

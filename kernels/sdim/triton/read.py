@@ -214,4 +214,4 @@ def _shape(size: int) -> dict[str, int]:
 def _backward_shape() -> dict[str, int]:
     if interpreted():
         return {"LENGTH": 16, "STAGES": 1, "num_warps": 4}
-    return {"LENGTH": 64, "STAGES": 2, "num_warps": 8}
+    return {"LENGTH": 128, "STAGES": 1, "num_warps": 4}
