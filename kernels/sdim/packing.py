@@ -39,12 +39,13 @@ class Packing(NamedTuple):
         return max(1, self.columns // 32)
 
     def fits_a_walk(self, rows: torch.Tensor) -> bool:
-        """Return whether one walk over histories is for such behaviours.
+        """Return whether walks over histories are for such behaviours.
 
-        Its products are of bfloat16 and of 16 groups at least, and a program holds a whole table
-        in its registers, which on older GPUs spill. Triton's interpreter cannot multiply bfloat16.
+        Their products are of bfloat16 and of 16 groups at least, and a program holds 128 rows of a
+        table in its registers, which on older GPUs spill; with more than eight walks masks are
+        faster. Triton's interpreter cannot multiply bfloat16.
         """
-        fits = self.padded_groups >= 16 and self.padded_groups << self.tau <= 128
+        fits = self.padded_groups >= 16 and self.padded_groups << self.tau <= 1024
         fits = fits and rows.dtype == torch.bfloat16 and rows.device.type != "cpu"
         return fits and dispatch.capability(rows.device) >= dispatch.HOPPER
 

@@ -17,6 +17,7 @@ CASES = [
     Case(torch.float32, 8, 3, 16),
     Case(torch.float32, 24, 3, 13),
     Case(torch.float32, 40, 2, 16),
+    Case(torch.float32, 24, 4, 13),  # in two walks
 ]
 
 

@@ -16,6 +16,7 @@ pytestmark = [
         "ignore::DeprecationWarning",
         "ignore::FutureWarning",
         "ignore:Synchronization debug mode",
+        "ignore:TensorFloat32 tensor cores",
     ),
 ]
 

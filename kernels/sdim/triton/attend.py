@@ -115,7 +115,7 @@ def _attend(
     packed += begin * WORDS
     length = tl.cast(end - begin, tl.int32)
     if HASH:
-        high, middle, low = load_parts(
+        high, middle, low, used = load_parts(
             prepared, 0, SIZE, BITS, GROUPS, GROUPS, values.dtype.element_ty, PARTS == 0
         )
     sums_t = tl.zeros([SIZE, CANDIDATES * GROUPS], tl.float32)
@@ -123,7 +123,7 @@ def _attend(
         row = start + tl.arange(0, LENGTH)
         x = load_rows(values, row, length, size, SIZE)
         if HASH:
-            above = positive(x, high, middle, low, PARTS == 0)
+            above = positive(x, high, middle, low, used, PARTS == 0)
             codes = codes_of(above, LENGTH, GROUPS, BITS)
             if KEEP:
                 store_rows(packed, row, length, pack(codes, LENGTH, GROUPS, BITS), WORDS, WORDS)
@@ -269,15 +269,16 @@ def attend(
     (rows, size), (users, candidates) = values.shape, queries.shape[:2]
     packing = Packing(tau, planes.shape[1] // tau)
     groups = packing.padded_groups
-    query_packed = pack_codes(queries.reshape(-1, size), planes, tau)
+    prepared = prepare(planes, packing, values.dtype)
+    shared = prepared if queries.dtype == values.dtype else None
+    query_packed = pack_codes(queries.reshape(-1, size), planes, tau, shared)
     interest = values.new_empty(queries.shape)
     at_once = _candidates_at_once(candidates, groups, size)
     fused = candidates <= at_once and packing.columns * padded_size(size) <= MOST_FUSED
-    prepared = prepare(planes, packing, values.dtype) if fused else planes
     if fused:
         packed = query_packed.new_empty(rows if keep else 0, packing.words)
     else:
-        packed = pack_codes(values, planes, tau)
+        packed = pack_codes(values, planes, tau, prepared)
     kept = users if keep else 0
     sums = values.new_empty(kept, candidates, groups, size, dtype=torch.float32)
     if interest.numel() == 0:

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from hashtab.kernels.sdim.packing import Packing
 from hashtab.kernels.sdim.triton import pairs, walk
-from hashtab.kernels.sdim.triton.hashing import pack_codes
+from hashtab.kernels.sdim.triton.hashing import pack_codes, prepare
 
 _NO_LIMIT = 2**62
 
@@ -22,7 +22,10 @@ def attend_at(
     """Return the interests `[Q, D]` and the packed codes of behaviours and of queries."""
     packing = Packing(tau, planes.shape[1] // tau)
     values = values.contiguous()
-    packed, query_packed = (pack_codes(x, planes, tau) for x in (values, queries))
+    prepared = prepare(planes, packing, values.dtype)
+    shared = prepared if queries.dtype == values.dtype else None
+    packed = pack_codes(values, planes, tau, prepared)
+    query_packed = pack_codes(queries, planes, tau, shared)
     history = (values, offsets, packed, query_packed, query_offsets, cuts, packing)
     if _walks(packing, last, values):
         return walk.attend_at(*history), packed, query_packed

@@ -80,8 +80,9 @@ def _encode(
     partial,
     users,
     rows,
+    skipped,
+    lines: tl.constexpr,
     size: tl.constexpr,
-    groups: tl.constexpr,
     TAU: tl.constexpr,
     BITS: tl.constexpr,
     GROUPS: tl.constexpr,
@@ -95,20 +96,23 @@ def _encode(
     PARTS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Sum a piece of a user, which is the whole of one only if such users are wanted (ALONE)."""
+    """Sum a piece of a user into `lines` rows of a table, behind those that are skipped.
+
+    It is the whole of a user only if such users are wanted (ALONE).
+    """
     user, begin, end, alone = piece(offsets, users, rows, TILE)
     if (begin >= end) & (alone == 0):
         return
     if alone & (ALONE == 0):
         return
     BUCKETS: tl.constexpr = 1 << TAU
-    first_column = tl.program_id(1) * COLUMNS
+    first_line = tl.program_id(1) * COLUMNS
     column = tl.arange(0, SIZE)
     values += begin * size
     packed += begin * WORDS
     length = tl.cast(end - begin, tl.int32)
     if HASH:
-        high, middle, low = load_parts(
+        high, middle, low, used = load_parts(
             prepared, 0, SIZE, BITS, GROUPS, GROUPS, values.dtype.element_ty, PARTS == 0
         )
     sums_t = tl.zeros([SIZE, COLUMNS], tl.float32)
@@ -116,18 +120,18 @@ def _encode(
         row = start + tl.arange(0, LENGTH)
         x = load_rows(values, row, length, size, SIZE)
         if HASH:
-            above = positive(x, high, middle, low, PARTS == 0)
+            above = positive(x, high, middle, low, used, PARTS == 0)
             codes = codes_of(above, LENGTH, GROUPS, BITS)
             store_rows(packed, row, length, pack(codes, LENGTH, GROUPS, BITS), WORDS, WORDS)
         else:
             codes = load_codes(packed, row, row < length, GROUPS, BITS, TAU, WORDS, LENGTH)
-        member = one_hot(codes, first_column, LENGTH, GROUPS, BUCKETS, COLUMNS)
+        member = one_hot(codes, skipped + first_line, LENGTH, GROUPS, BUCKETS, COLUMNS)
         sums_t = add_products(sums_t, x, member, PARTS)
 
-    line = first_column + tl.arange(0, COLUMNS)
-    width = tl.cast(groups, tl.int64) * BUCKETS * size
+    line = first_line + tl.arange(0, COLUMNS)
+    width = tl.cast(lines, tl.int64) * size
     within = line[None, :].to(tl.int64) * size + column[:, None]
-    inside = (line < groups * BUCKETS)[None, :] & (column < size)[:, None]
+    inside = (line < lines)[None, :] & (column < size)[:, None]
     if alone:
         tl.store(table + user * width + within, sums_t, mask=inside)
     else:
@@ -251,8 +255,9 @@ def encode(values: Tensor, offsets: Tensor, planes: Tensor, tau: int) -> tuple[T
         partial,
         users,
         rows,
+        0,
+        packing.groups << tau,
         size,
-        packing.groups,
         TAU=tau,
         BITS=packing.bits,
         GROUPS=packing.padded_groups,
@@ -273,14 +278,23 @@ def encode(values: Tensor, offsets: Tensor, planes: Tensor, tau: int) -> tuple[T
 
 
 def pieces_of_tables(
-    values: Tensor, offsets: Tensor, packed: Tensor, packing: Packing, tile: int
+    values: Tensor,
+    offsets: Tensor,
+    packed: Tensor,
+    packing: Packing,
+    tile: int,
+    skipped: int,
+    lines: int,
 ) -> Tensor:
-    """Return the sums of each piece of users who have several, where `partial_of` says."""
+    """Return sums of each piece of users who have several, where `partial_of` says.
+
+    Of `lines` rows of a table, behind those that are skipped, a multiple of `columns_at_once`.
+    """
     (rows, size), users = values.shape, offsets.shape[0] - 1
     columns = min(packing.padded_groups << packing.tau, columns_at_once(size))
-    partial = partial_sums(rows, tile, (packing.groups << packing.tau) * size, values)
-    _encode[slots(users, rows, tile), triton.cdiv(packing.groups << packing.tau, columns)](
-        values, offsets, packed, partial, packed, partial, users, rows, size, packing.groups,
+    partial = partial_sums(rows, tile, lines * size, values)
+    _encode[slots(users, rows, tile), triton.cdiv(lines, columns)](
+        values, offsets, packed, partial, packed, partial, users, rows, skipped, lines, size,
         TAU=packing.tau, BITS=packing.bits, GROUPS=packing.padded_groups, WORDS=packing.words,
         SIZE=padded_size(size), COLUMNS=columns, TILE=tile, HASH=False, ALONE=False,
         PARTS=parts(values.dtype), **_shape(size, values.dtype),

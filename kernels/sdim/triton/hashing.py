@@ -2,7 +2,8 @@
 
 A code takes `BITS` bits, tau rounded up to a power of two; 32 / BITS codes share an int32 word, so
 a behaviour takes 8 bytes for 16 groups of 3 bits. Where products are made from 16-bit parts, three
-parts of a plane hold all of its float32 digits, and the products accumulate in float32.
+parts of a plane hold all of its float32 digits, and the products accumulate in float32. Parts that
+are nothing but zeros are left out: planes with the digits of bfloat16 take one product, not three.
 """
 
 import torch
@@ -53,14 +54,15 @@ def load_planes(
 def split(planes, DTYPE: tl.constexpr, EXACT: tl.constexpr):
     """Return three parts of planes `[SIZE, BITS * GROUPS]` float32 for products with `DTYPE`.
 
-    For a 16-bit type their sum has the planes' digits, or those of planes scaled to a largest
-    entry of 1 for float16 and its range, which changes no sign. Else they are the planes.
+    For a 16-bit type their sum has the planes' digits, or those of planes scaled by a power of two
+    to entries below 2 for float16 and its range, which changes no sign. Else they are the planes.
     """
     if EXACT or tl.float32 == DTYPE:
         return planes, planes, planes
     if tl.float16 == DTYPE:
-        top = tl.max(tl.abs(planes), 0)
-        planes = planes * (1.0 / tl.where(top > 0, top, 1.0))[None, :]
+        exponent = tl.max(tl.abs(planes), 0).to(tl.int32, bitcast=True) & 0x7F800000
+        power = exponent.to(tl.float32, bitcast=True)
+        planes = planes / tl.where(power > 0, power, 1.0)[None, :]
     high = planes.to(DTYPE)
     rest = planes - high.to(tl.float32)
     middle = rest.to(DTYPE)
@@ -68,7 +70,7 @@ def split(planes, DTYPE: tl.constexpr, EXACT: tl.constexpr):
 
 
 @triton.jit
-def positive(x, high, middle, low, EXACT: tl.constexpr):
+def positive(x, high, middle, low, parts, EXACT: tl.constexpr):
     """Return whether each product `[L, BITS * GROUPS]` of rows and planes is above 0.
 
     Args:
@@ -76,14 +78,18 @@ def positive(x, high, middle, low, EXACT: tl.constexpr):
         high: the planes' first part, as `split` returns them for the dtype of `x`.
         middle: the second.
         low: the third.
+        parts: how many of them are not zeros alone.
         EXACT: whether products are of float32 itself (Triton's interpreter).
     """
     if EXACT:
         return tl.dot(x.to(tl.float32), high, input_precision="ieee") > 0
     if x.dtype == tl.float32:
         return tl.dot(x, high, input_precision="tf32x3") > 0
-    products = tl.dot(x, low)
-    products = tl.dot(x, middle, products)
+    products = tl.zeros([x.shape[0], high.shape[1]], tl.float32)
+    if parts > 2:
+        products = tl.dot(x, low, products)
+    if parts > 1:
+        products = tl.dot(x, middle, products)
     return tl.dot(x, high, products) > 0
 
 
@@ -112,13 +118,15 @@ def load_parts(
     DTYPE: tl.constexpr,
     EXACT: tl.constexpr,
 ):
-    """Return the three parts `[SIZE, BITS * GROUPS]` of GROUPS groups' planes, from `prepare`."""
+    """Return three parts `[SIZE, BITS * GROUPS]` of GROUPS groups' planes, and how many count."""
     part = _part(first_group, SIZE, BITS, GROUPS, ALL_GROUPS)
     ENTRIES: tl.constexpr = SIZE * BITS * ALL_GROUPS
     high = tl.load(prepared + part)
     if EXACT or tl.float32 == DTYPE:
-        return high, high, high
-    return high, tl.load(prepared + ENTRIES + part), tl.load(prepared + 2 * ENTRIES + part)
+        return high, high, high, 1.0
+    middle, low = tl.load(prepared + ENTRIES + part), tl.load(prepared + 2 * ENTRIES + part)
+    counts = tl.load(prepared + 3 * ENTRIES + first_group + tl.arange(0, GROUPS))
+    return high, middle, low, tl.max(counts.to(tl.float32), 0)
 
 
 @triton.jit
@@ -147,6 +155,12 @@ def _prepare(
     tl.store(prepared + part, high)
     tl.store(prepared + ENTRIES + part, middle)
     tl.store(prepared + 2 * ENTRIES + part, low)
+    count = tl.where(
+        tl.max((low != 0).to(tl.int32), 0) > 0, 3, 1 + tl.max((middle != 0).to(tl.int32), 0)
+    )
+    count = tl.max(tl.reshape(count, [BITS, GROUPS]), 0)
+    group = first_group + tl.arange(0, GROUPS)
+    tl.store(prepared + 3 * ENTRIES + group, count.to(prepared.dtype.element_ty))
 
 
 @triton.jit
@@ -235,14 +249,14 @@ def _hash(
     first_group = tl.program_id(1) * GROUPS
     begin = tl.program_id(0).to(tl.int64) * TILE
     length = tl.cast(tl.minimum(rows - begin, TILE), tl.int32)
-    high, middle, low = load_parts(
+    high, middle, low, parts = load_parts(
         prepared, first_group, SIZE, BITS, GROUPS, ALL_GROUPS, x.dtype.element_ty, EXACT
     )
     x += begin * size
     for start in tl.range(0, length, LENGTH, num_stages=STAGES):
         row = start + tl.arange(0, LENGTH)
         tile = load_rows(x, row, length, size, SIZE)
-        found = codes_of(positive(tile, high, middle, low, EXACT), LENGTH, GROUPS, BITS)
+        found = codes_of(positive(tile, high, middle, low, parts, EXACT), LENGTH, GROUPS, BITS)
         if PACKED:
             BLOCK: tl.constexpr = GROUPS * BITS // 32 if GROUPS * BITS >= 32 else 1
             word = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -257,13 +271,17 @@ def _hash(
 
 
 def prepare(planes: Tensor, packing: Packing, dtype: torch.dtype) -> Tensor:
-    """Return the planes' parts as programs load them for rows of `dtype`, `[3, SIZE, COLUMNS]`.
+    """Return the planes' parts as programs load them for rows of `dtype`.
 
     One small program once, in place of the same work in each of thousands.
+
+    Returns:
+        `[3, SIZE, COLUMNS]`, and behind them `[GROUPS]`, how many parts of a group's planes count.
     """
     size = padded_size(planes.shape[0])
     kept = torch.float32 if interpreted() else dtype
-    prepared = planes.new_empty(3, size, packing.columns, dtype=kept)
+    length = 3 * size * packing.columns + packing.padded_groups
+    prepared = planes.new_empty(length, dtype=kept)
     at_once = min(packing.padded_groups, max(1, MOST_FUSED // (size * packing.bits)))
     _prepare[(packing.padded_groups // at_once,)](
         planes,
@@ -283,11 +301,14 @@ def prepare(planes: Tensor, packing: Packing, dtype: torch.dtype) -> Tensor:
     return prepared
 
 
-def pack_codes(x: Tensor, planes: Tensor, tau: int) -> Tensor:
-    """Return the packed codes of rows `[N, D]`: `[N, words]` int32."""
+def pack_codes(x: Tensor, planes: Tensor, tau: int, prepared: Tensor | None = None) -> Tensor:
+    """Return the packed codes of rows `[N, D]`: `[N, words]` int32.
+
+    `prepared` are the planes, if they are prepared for rows of this dtype already.
+    """
     packing = Packing(tau, planes.shape[1] // tau)
     packed = torch.empty(x.shape[0], packing.words, dtype=torch.int32, device=x.device)
-    _launch(x, planes, packing, packed=packed, codes=packed)
+    _launch(x, planes, packing, prepared, packed=packed, codes=packed)
     return packed
 
 
@@ -295,12 +316,18 @@ def codes(x: Tensor, planes: Tensor, tau: int) -> Tensor:
     """Return the bucket of each row in each group, `[N, G]` int32."""
     packing = Packing(tau, planes.shape[1] // tau)
     found = torch.empty(x.shape[0], packing.groups, dtype=torch.int32, device=x.device)
-    _launch(x, planes, packing, packed=None, codes=found)
+    _launch(x, planes, packing, None, packed=None, codes=found)
     return found
 
 
 def _launch(
-    x: Tensor, planes: Tensor, packing: Packing, *, packed: Tensor | None, codes: Tensor
+    x: Tensor,
+    planes: Tensor,
+    packing: Packing,
+    prepared: Tensor | None,
+    *,
+    packed: Tensor | None,
+    codes: Tensor,
 ) -> None:
     rows, size = x.shape
     if rows == 0:
@@ -311,7 +338,7 @@ def _launch(
     tile = shape["LENGTH"] * (8 if rows > _MANY else 1)
     _hash[triton.cdiv(rows, tile), triton.cdiv(packing.groups, groups)](
         x.contiguous(),
-        prepare(planes, packing, x.dtype),
+        prepare(planes, packing, x.dtype) if prepared is None else prepared,
         packed if packed is not None else codes,
         codes,
         rows,

@@ -247,17 +247,15 @@ def attend_at_backward(
         return out
     if queries == 0:
         return out.zero_()
-    grad_sums = values.new_empty(queries, packing.padded_groups, size)
+    grad_sums = values.new_empty(queries, packing.padded_groups, size, dtype=torch.float32)
     _launch_queries(
         values, offsets, packed, query_packed, query_offsets, cuts, packing, last, out, grad,
         grad_sums,
     )  # fmt: skip
     shape = _shape(size, values.dtype)
-    # Gradients of sums are kept in the dtype of the values: one part is all they have.
-    exact = parts(values.dtype) if values.dtype == torch.float32 else min(1, parts(values.dtype))
     _behaviours[(slots(users, rows, shape["LENGTH"]),)](
         offsets, packed, query_packed, query_offsets, cuts, grad_sums, out, users, rows, queries,
-        last, size, packing.groups, **_code(packing, size), PARTS=exact, **shape,
+        last, size, packing.groups, **_code(packing, size), PARTS=parts(values.dtype), **shape,
     )  # fmt: skip
     return out
 

@@ -64,7 +64,7 @@ def _read_small(
     line = tl.arange(0, COLUMNS)
     sums = load_rows(table + user * groups * BUCKETS * size, line, groups * BUCKETS, size, SIZE)
     unit = sums * (inverse_norm(tl.sum(sums * sums, 1)) / groups)[:, None]
-    high, middle, low = load_parts(
+    high, middle, low, used = load_parts(
         prepared, 0, SIZE, BITS, GROUPS, GROUPS, queries.dtype.element_ty, PARTS == 0
     )
     queries += first * size
@@ -73,7 +73,7 @@ def _read_small(
     for start in tl.range(0, length, LENGTH, num_stages=STAGES):
         row = start + tl.arange(0, LENGTH)
         x = load_rows(queries, row, length, size, SIZE)
-        codes = codes_of(positive(x, high, middle, low, PARTS == 0), LENGTH, GROUPS, BITS)
+        codes = codes_of(positive(x, high, middle, low, used, PARTS == 0), LENGTH, GROUPS, BITS)
         store_rows(packed, row, length, pack(codes, LENGTH, GROUPS, BITS), WORDS, WORDS)
         member = one_hot(codes, 0, LENGTH, GROUPS, BUCKETS, COLUMNS)
         store_rows(interest, row, length, collect(member, unit, PARTS), size, SIZE)

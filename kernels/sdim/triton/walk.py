@@ -1,14 +1,18 @@
-"""Queries at cuts by one walk over each history, for tables that fit into a program.
+"""Queries at cuts by walks over each history, for small tables.
 
-A walk keeps the user's table in registers. It adds behaviours in blocks, by products with their
-one-hot codes, up to the next cut; there one product of the candidates' codes with the unit sums
-answers all candidates of a request. So time grows with behaviours plus requests. A program takes a
-piece of a user; tables at the begin of later pieces come from earlier ones' sums.
+A walk keeps a user's table in registers, or 128 rows of a larger one; the walks add to each other.
+It adds behaviours in blocks, by products with their one-hot codes, up to the next cut; there one
+product of the candidates' codes with the unit sums answers all candidates of a request. So time
+grows with behaviours plus requests. A program takes a piece of a user; tables at the begin of later
+pieces come from earlier ones' sums.
 
 Backward walks in reverse, and takes behaviours out of the table again. All candidates of a request
 share the sums S that it met: the gradient of a bucket is `(U - (u . U) u) / (G |S|)`, u = S / |S|,
 U the sum of the gradients of the candidates in it. A behaviour collects those of later requests.
 """
+
+from collections.abc import Iterator
+from functools import partial
 
 import torch
 import triton
@@ -53,6 +57,7 @@ def _cut(cuts, query, there, missing, origin, length):
 @triton.jit
 def _members(
     codes,
+    skipped,
     GROUPS: tl.constexpr,
     BUCKETS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -64,7 +69,7 @@ def _members(
     A product spreads codes over buckets as other products leave their results: without a word
     between threads.
     """
-    column = tl.arange(0, COLUMNS)
+    column = skipped + tl.arange(0, COLUMNS)
     of_group = (column // BUCKETS)[:, None] == tl.arange(0, GROUPS)[None, :]
     spread = tl.dot(of_group.to(OPERAND), tl.trans(codes.to(OPERAND)), input_precision=PRECISION)
     return (spread == (column % BUCKETS).to(tl.float32)[:, None]).to(OPERAND)
@@ -77,16 +82,15 @@ def _load_table(
     user,
     rows,
     origin,
-    groups: tl.constexpr,
+    lines,
     size: tl.constexpr,
     SIZE: tl.constexpr,
     COLUMNS: tl.constexpr,
-    BUCKETS: tl.constexpr,
     TILE: tl.constexpr,
 ):
     """Return `[COLUMNS, SIZE]` float32, what is kept for the piece at `origin` of a user."""
-    place = partial_of(offsets, user, rows, origin // TILE, TILE) * (groups * BUCKETS * size)
-    return load_rows(tables + place, tl.arange(0, COLUMNS), groups * BUCKETS, size, SIZE)
+    place = partial_of(offsets, user, rows, origin // TILE, TILE) * lines * size
+    return load_rows(tables + place, tl.arange(0, COLUMNS), lines, size, SIZE)
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
@@ -102,6 +106,8 @@ def _walk(
     users,
     rows,
     queries,
+    skipped,
+    lines,
     size: tl.constexpr,
     groups: tl.constexpr,
     TAU: tl.constexpr,
@@ -113,9 +119,11 @@ def _walk(
     QUERIES: tl.constexpr,
     TILE: tl.constexpr,
     LENGTH: tl.constexpr,
+    ADD: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    """Answer queries from `lines` rows of tables behind the skipped, or add to answers (ADD)."""
     user, begin, end, alone = piece(offsets, users, rows, TILE)
     if (begin >= end) & (alone == 0):
         return
@@ -130,8 +138,8 @@ def _walk(
     length = tl.cast(end - begin, tl.int32)
     table = tl.zeros([COLUMNS, SIZE], tl.float32)
     if (origin > 0) & (rows > TILE):
-        table = _load_table(tables, offsets, user, rows, origin, groups, size, SIZE, COLUMNS,
-                            BUCKETS, TILE)  # fmt: skip
+        table = _load_table(tables, offsets, user, rows, origin, lines, size, SIZE, COLUMNS,
+                            TILE)  # fmt: skip
     values += begin * size
     packed += begin * WORDS
     inner = tl.arange(0, LENGTH)
@@ -148,7 +156,7 @@ def _walk(
         row = stop + inner
         x_next = load_rows(values, row, length, size, SIZE)
         codes_next = load_codes(packed, row, row < length, GROUPS, BITS, TAU, WORDS, LENGTH)
-        member = _members(codes, GROUPS, BUCKETS, COLUMNS, OPERAND, PRECISION)
+        member = _members(codes, skipped, GROUPS, BUCKETS, COLUMNS, OPERAND, PRECISION)
         table = tl.dot(member, x, table, input_precision=PRECISION)
         if cut <= stop:
             several = query + tl.arange(0, QUERIES)
@@ -157,12 +165,15 @@ def _walk(
             wanted = load_wanted(
                 query_packed, several, here, groups, GROUPS, BITS, TAU, WORDS, QUERIES
             )
-            asked = _members(wanted, GROUPS, BUCKETS, COLUMNS, OPERAND, PRECISION)
+            asked = _members(wanted, skipped, GROUPS, BUCKETS, COLUMNS, OPERAND, PRECISION)
             scale = inverse_norm(tl.sum(table * table, 1)) / groups
             unit = (table * scale[:, None]).to(OPERAND)
             mean_t = tl.dot(tl.trans(unit), asked, input_precision=PRECISION)
             target = interest + several[None, :] * size + column[:, None]
-            tl.store(target, mean_t, mask=here[None, :] & (column < size)[:, None])
+            mask = here[None, :] & (column < size)[:, None]
+            if ADD:
+                mean_t += tl.load(target, mask=mask, other=0.0)
+            tl.store(target, mean_t, mask=mask)
             query += tl.sum(here.to(tl.int32), 0)
             cut = _cut(cuts, query, query < behind_query, _NEVER, origin, length)
         start = stop
@@ -183,6 +194,8 @@ def _walk_back(
     users,
     rows,
     queries,
+    skipped,
+    lines,
     size: tl.constexpr,
     groups: tl.constexpr,
     TAU: tl.constexpr,
@@ -195,12 +208,14 @@ def _walk_back(
     TILE: tl.constexpr,
     LENGTH: tl.constexpr,
     EMIT: tl.constexpr,
+    ADD: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Walk back and store the behaviours' gradients, or without EMIT what a piece leaves behind.
 
-    The latter is for users of several pieces, whose earlier pieces need it of all later ones.
+    The latter is for users of several pieces, whose earlier pieces need it of all later ones. Of
+    `lines` rows of tables, behind the skipped; with ADD gradients are added to those there are.
     """
     user, begin, end, alone = piece(offsets, users, rows, TILE)
     if begin >= end:
@@ -223,16 +238,16 @@ def _walk_back(
     later = tl.zeros([COLUMNS, SIZE], tl.float32)
     if (alone == 0) & (rows > TILE):
         if origin > 0:
-            table = _load_table(tables, offsets, user, rows, origin, groups, size, SIZE, COLUMNS,
-                                BUCKETS, TILE)  # fmt: skip
+            table = _load_table(tables, offsets, user, rows, origin, lines, size, SIZE, COLUMNS,
+                                TILE)  # fmt: skip
         if EMIT:
-            later = _load_table(laters, offsets, user, rows, origin, groups, size, SIZE, COLUMNS,
-                                BUCKETS, TILE)  # fmt: skip
+            later = _load_table(laters, offsets, user, rows, origin, lines, size, SIZE, COLUMNS,
+                                TILE)  # fmt: skip
     for start in range(0, length, LENGTH):
         row = start + inner
         x = load_rows(values, row, length, size, SIZE).to(OPERAND)
         codes = load_codes(packed, row, row < length, GROUPS, BITS, TAU, WORDS, LENGTH)
-        member = _members(codes, GROUPS, BUCKETS, COLUMNS, OPERAND, PRECISION)
+        member = _members(codes, skipped, GROUPS, BUCKETS, COLUMNS, OPERAND, PRECISION)
         table = tl.dot(member, x, table, input_precision=PRECISION)
 
     minus = -table  # to which a product can add what is taken out
@@ -251,18 +266,21 @@ def _walk_back(
             wanted = load_wanted(
                 query_packed, several, here, groups, GROUPS, BITS, TAU, WORDS, QUERIES
             )
-            asked = _members(wanted, GROUPS, BUCKETS, COLUMNS, OPERAND, PRECISION)
+            asked = _members(wanted, skipped, GROUPS, BUCKETS, COLUMNS, OPERAND, PRECISION)
             upstream = tl.load(
                 grad + several[:, None] * size + column[None, :],
                 mask=here[:, None] & (column < size)[None, :],
                 other=0.0,
             ).to(OPERAND)
-            pulled = tl.dot(asked, upstream, input_precision=PRECISION)
             square = tl.sum(minus * minus, 1)
             most = tl.maximum(most, square)
             scale = tl.where(square > most * _NOTHING, inverse_norm(square), 0.0)
-            along = tl.sum(pulled * minus, 1) * scale * scale
-            later += (scale / groups)[:, None] * (pulled - along[:, None] * minus)
+            weight = (scale / groups).to(OPERAND)
+            products = tl.dot(minus.to(OPERAND), tl.trans(upstream), input_precision=PRECISION)
+            along = tl.sum(asked.to(tl.float32) * products, 1)
+            pulled = asked * weight[:, None]
+            later = tl.dot(pulled, upstream, later, input_precision=PRECISION)
+            later -= (weight.to(tl.float32) * (scale * along) * scale)[:, None] * minus
             query -= tl.sum(here.to(tl.int32), 0)
             cut = _cut(cuts, query, query >= low_query, -1, origin, length)
         if cut < stop:
@@ -274,17 +292,19 @@ def _walk_back(
             x_next, codes_next = _load_before(
                 values, packed, start, size, GROUPS, BITS, TAU, WORDS, SIZE, LENGTH
             )
-            member = _members(codes, GROUPS, BUCKETS, COLUMNS, OPERAND, PRECISION)
+            member = _members(codes, skipped, GROUPS, BUCKETS, COLUMNS, OPERAND, PRECISION)
             if EMIT:
-                found = tl.dot(tl.trans(member), later.to(OPERAND), input_precision=PRECISION)
-                target = grad_values + row[:, None] * size + column[None, :]
-                tl.store(target, found, mask=taken & (column < size)[None, :])
+                found_t = tl.dot(tl.trans(later.to(OPERAND)), member, input_precision=PRECISION)
+                target = grad_values + row[None, :] * size + column[:, None]
+                mask = (row >= start)[None, :] & (column < size)[:, None]
+                if ADD:
+                    found_t += tl.load(target, mask=mask, other=0.0).to(tl.float32)
+                tl.store(target, found_t, mask=mask)
             minus = tl.dot(member, x, minus, input_precision=PRECISION)
             stop = start
     if not EMIT:
-        width = groups * BUCKETS * size
-        place = partial_of(offsets, user, rows, origin // TILE, TILE) * width
-        inside = (line < groups * BUCKETS)[:, None] & (column < size)[None, :]
+        place = partial_of(offsets, user, rows, origin // TILE, TILE) * lines * size
+        inside = (line < lines)[:, None] & (column < size)[None, :]
         tl.store(laters + place + line[:, None] * size + column[None, :], later, mask=inside)
 
 
@@ -341,16 +361,20 @@ def attend_at(
 ) -> Tensor:
     """Return the interests `[Q, D]` in the dtype of the values."""
     (rows, size), queries, users = values.shape, cuts.shape[0], offsets.shape[0] - 1
-    interest = values.new_empty(queries, size)
+    shares = list(_shares(packing, size))
+    # What several walks find is added in float32.
+    dtype = values.dtype if len(shares) == 1 else torch.float32
+    interest = values.new_empty(queries, size, dtype=dtype)
     if queries == 0:
-        return interest
-    tables = _tables(values, offsets, packed, packing)
-    _walk[(slots(users, rows, TILE),)](
-        values, offsets, packed, query_packed, query_offsets, cuts, tables, interest,
-        users, rows, queries, size, packing.groups, **_code(packing, size, values.dtype),
-        **_shape(size),
-    )  # fmt: skip
-    return interest
+        return interest.to(values.dtype)
+    for skipped, lines in shares:
+        tables = _tables(values, offsets, packed, packing, skipped, lines)
+        _walk[(slots(users, rows, TILE),)](
+            values, offsets, packed, query_packed, query_offsets, cuts, tables, interest,
+            users, rows, queries, skipped, lines, size, packing.groups, ADD=skipped > 0,
+            **_code(packing, size, values.dtype), **_shape(size),
+        )  # fmt: skip
+    return interest.to(values.dtype)
 
 
 def attend_at_backward(
@@ -368,29 +392,42 @@ def attend_at_backward(
     out = values.new_empty(values.shape)
     if out.numel() == 0:
         return out
-    tables = _tables(values, offsets, packed, packing)
-    laters = torch.empty_like(tables)
-
-    def walk_back(emit: bool) -> None:
-        _walk_back[(slots(users, rows, TILE),)](
+    grid = (slots(users, rows, TILE),)
+    for skipped, lines in _shares(packing, size):
+        tables = _tables(values, offsets, packed, packing, skipped, lines)
+        laters = torch.empty_like(tables)
+        walk_back = partial(
+            _walk_back[grid],
             grad, values, offsets, packed, query_packed, query_offsets, cuts, tables, laters, out,
-            users, rows, queries, size, packing.groups, EMIT=emit,
+            users, rows, queries, skipped, lines, size, packing.groups, ADD=skipped > 0,
             **_code(packing, size, values.dtype), **_shape(size),
         )  # fmt: skip
-
-    if rows > TILE:
-        walk_back(emit=False)
-        _add_up(laters, offsets, rows, reverse=True)
-    walk_back(emit=True)
+        if rows > TILE:
+            walk_back(EMIT=False)
+            _add_up(laters, offsets, rows, reverse=True)
+        walk_back(EMIT=True)
     return out
 
 
-def _tables(values: Tensor, offsets: Tensor, packed: Tensor, packing: Packing) -> Tensor:
-    """Return the tables at the begin of each piece of users who have several."""
+def _columns(size: int) -> int:
+    """Return how many rows of a table a program holds."""
+    return 128 if size <= 128 else 64
+
+
+def _shares(packing: Packing, size: int) -> Iterator[tuple[int, int]]:
+    """Yield the rows of a table that each walk skips, and how many it takes."""
+    rows, columns = packing.groups << packing.tau, _columns(size)
+    return ((skipped, min(columns, rows - skipped)) for skipped in range(0, rows, columns))
+
+
+def _tables(
+    values: Tensor, offsets: Tensor, packed: Tensor, packing: Packing, skipped: int, lines: int
+) -> Tensor:
+    """Return rows of the tables at the begin of each piece of users who have several."""
     rows = values.shape[0]
     if rows <= TILE:
         return values.new_empty(0, dtype=torch.float32)
-    tables = pieces_of_tables(values, offsets, packed, packing, TILE)
+    tables = pieces_of_tables(values, offsets, packed, packing, TILE, skipped, lines)
     _add_up(tables, offsets, rows, reverse=False)
     return tables
 
@@ -410,7 +447,7 @@ def _code(packing: Packing, size: int, dtype: torch.dtype) -> dict[str, object]:
         "GROUPS": packing.padded_groups,
         "WORDS": packing.words,
         "SIZE": padded_size(size),
-        "COLUMNS": packing.padded_groups << packing.tau,
+        "COLUMNS": min(packing.padded_groups << packing.tau, _columns(size)),
         "QUERIES": 16,
         "TILE": TILE,
         "OPERAND": tl.float32 if exact else tl.bfloat16,
