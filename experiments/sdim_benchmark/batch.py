@@ -119,6 +119,11 @@ class Batch:
         """`[B + 1]`, of the flattened queries."""
         return torch.arange(self.shape.users + 1, device=self.values.device) * self.shape.queries
 
+    @property
+    def own_planes(self) -> Tensor:
+        """The same planes as our side takes them: in the dtype of the behaviours."""
+        return self.planes.to(self.values.dtype)
+
     def leaf(self, name: str) -> Tensor:
         leaf: Tensor = getattr(self, name)
         return leaf

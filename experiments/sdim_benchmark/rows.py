@@ -60,7 +60,7 @@ def _encode(impl: Any) -> Side:
     return Side(
         name=impl,
         function=lambda *a: sdim.encode(*a, impl=impl),
-        arguments=lambda b: (b.values.flatten(0, 1), b.offsets, b.planes, b.shape.tau),
+        arguments=lambda b: (b.values.flatten(0, 1), b.offsets, b.own_planes, b.shape.tau),
         define=definitions.encode,
     )
 
@@ -69,7 +69,7 @@ def _read(impl: Any) -> Side:
     return Side(
         name=impl,
         function=lambda *a: sdim.read(*a, impl=impl),
-        arguments=lambda b: (b.table, b.queries, b.planes, b.shape.tau),
+        arguments=lambda b: (b.table, b.queries, b.own_planes, b.shape.tau),
         define=definitions.read,
         leaves=("table",),
     )
@@ -83,7 +83,7 @@ def _attend(impl: Any) -> Side:
             b.values.flatten(0, 1),
             b.offsets,
             b.queries,
-            b.planes,
+            b.own_planes,
             b.shape.tau,
         ),
         define=definitions.attend_at,
@@ -94,7 +94,7 @@ def _attend_at(impl: Any) -> Side:
     def arguments(b: Batch) -> tuple[Any, ...]:
         history = b.values.flatten(0, 1), b.offsets
         asked = b.queries.flatten(0, 1), b.query_offsets, b.cuts.flatten()
-        return (*history, *asked, b.planes, b.shape.tau)
+        return (*history, *asked, b.own_planes, b.shape.tau)
 
     return Side(
         name=impl,

@@ -84,7 +84,7 @@ def forward(shape: Shape) -> Tiles:
     """Choose how the forward pass is cut."""
     if shape.itemsize > 2:
         return _forward_of_float32(shape)
-    queries = min(shape.group, 64 if shape.width > 128 else 128)
+    queries = min(shape.group, 128 if shape.width == 128 else 64)
     rows, warps, stages = {
         16: (128 if shape.width <= 64 else 64, 4, 3 if shape.row <= 128 else 2),
         32: (64, 4, 3),
@@ -116,7 +116,8 @@ def _of_queries(shape: Shape) -> Tiles:
     queries = min(shape.group, 32 if shape.width > 128 else 64)
     rows = 128 if queries == 16 and shape.row <= 128 else 64
     warps = 8 if shape.width == 128 and queries > 16 else 4
-    return Tiles(queries, rows, warps, 2, _splits(shape, queries))
+    stages = 3 if shape.width <= 64 and queries == 64 else 2
+    return Tiles(queries, rows, warps, stages, _splits(shape, queries))
 
 
 def _of_behaviours(shape: Shape) -> Tiles:
@@ -125,7 +126,7 @@ def _of_behaviours(shape: Shape) -> Tiles:
     queries = min(shape.group, 64)
     if shape.width > 64:
         return Tiles(queries, 64, 8 if queries == 64 or not shape.shared else 4, 2)
-    return Tiles(queries, 128, 8, 2)
+    return Tiles(queries, 64, 4, 2) if queries == 64 else Tiles(queries, 128, 8, 2)
 
 
 def _of_both(shape: Shape) -> Tiles:

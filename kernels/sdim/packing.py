@@ -42,10 +42,10 @@ class Packing(NamedTuple):
         """Return whether walks over histories are for such behaviours.
 
         Their products are of bfloat16 and of 16 groups at least, and a program holds 128 rows of a
-        table in its registers, which on older GPUs spill; with more than eight walks masks are
-        faster. Triton's interpreter cannot multiply bfloat16.
+        table in its registers, which on older GPUs spill; with more than four walks masks are as
+        fast. Triton's interpreter cannot multiply bfloat16.
         """
-        fits = self.padded_groups >= 16 and self.padded_groups << self.tau <= 1024
+        fits = self.padded_groups >= 16 and self.padded_groups << self.tau <= 512
         fits = fits and rows.dtype == torch.bfloat16 and rows.device.type != "cpu"
         return fits and dispatch.capability(rows.device) >= dispatch.HOPPER
 

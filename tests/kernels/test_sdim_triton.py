@@ -138,6 +138,17 @@ def test_planes_may_be_of_any_dtype(dtype: torch.dtype) -> None:
     assert_accurate(h, 3, attend)
 
 
+@cases
+def test_planes_in_the_dtype_of_the_rows_hash_exactly(case: Case) -> None:
+    h = draw([37, 0, 12, *([3000] if GPU else [])], case)
+    h = replace(h, planes=h.planes.to(case.dtype))
+    for packed in packed_by_operators(h, case.tau):
+        assert_codes(unpacked(packed, case.tau, case.groups), h.values, h.planes, case.tau)
+    table = torch.zeros(len(h.offsets) - 1, case.groups, 2**case.tau, case.size, device=DEVICE)
+    packed = ops.sdim_fused_read(table, candidates(h), h.planes, case.tau)[1]
+    assert_codes(unpacked(packed, case.tau, case.groups), h.queries, h.planes, case.tau)
+
+
 def test_the_lowest_bit_is_the_first_and_a_product_of_zero_gives_none() -> None:
     rows = [[1.0, -1.0, 2.0, 0.0], [-1.0, 1.0, 0.0, 3.0], [0.0, -0.0, 0.0, 0.0]]
     for dtype in DTYPES:

@@ -91,7 +91,7 @@ def test_compiled_training_is_eager_training(encoder: str) -> None:
         expected = _gradients(model, model, users.to("cuda"))
         for name, value in expected.items():
             error = (found[name] - value).norm() / value.norm().clamp(min=1e-6)
-            assert error < 0.03, name  # one pass rounds to bfloat16 where the other does not
+            assert error < 0.05, name  # one pass rounds to bfloat16 where the other does not
 
 
 @pytest.mark.parametrize("encoder", ["sdim", "sdim_long_short", "full_target_attention"])

@@ -22,6 +22,7 @@ from hashtab.kernels.sdim.triton.hashing import (
     pack_codes,
     positive,
     prepare,
+    products_of,
 )
 from hashtab.kernels.sdim.triton.rows import load_rows, padded_size, store_rows
 from hashtab.kernels.sdim.triton.sums import (
@@ -99,6 +100,7 @@ def _attend(
     LENGTH: tl.constexpr,
     HASH: tl.constexpr,
     KEEP: tl.constexpr,
+    PRODUCTS: tl.constexpr,
     PARTS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
@@ -115,15 +117,15 @@ def _attend(
     packed += begin * WORDS
     length = tl.cast(end - begin, tl.int32)
     if HASH:
-        high, middle, low, used = load_parts(
-            prepared, 0, SIZE, BITS, GROUPS, GROUPS, values.dtype.element_ty, PARTS == 0
+        high, middle, low = load_parts(
+            prepared, 0, SIZE, BITS, GROUPS, GROUPS, values.dtype.element_ty, PRODUCTS, PARTS == 0
         )
     sums_t = tl.zeros([SIZE, CANDIDATES * GROUPS], tl.float32)
     for start in tl.range(0, length, LENGTH, num_stages=STAGES):
         row = start + tl.arange(0, LENGTH)
         x = load_rows(values, row, length, size, SIZE)
         if HASH:
-            above = positive(x, high, middle, low, used, PARTS == 0)
+            above = positive(x, high, middle, low, PRODUCTS, PARTS == 0)
             codes = codes_of(above, LENGTH, GROUPS, BITS)
             if KEEP:
                 store_rows(packed, row, length, pack(codes, LENGTH, GROUPS, BITS), WORDS, WORDS)
@@ -307,6 +309,7 @@ def attend(
         TILE=TILE,
         HASH=fused,
         KEEP=keep,
+        PRODUCTS=products_of(planes, values.dtype),
         PARTS=parts(values.dtype),
         **_forward_shape(size, values.dtype, at_once * groups),
     )

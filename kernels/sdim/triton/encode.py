@@ -21,6 +21,7 @@ from hashtab.kernels.sdim.triton.hashing import (
     pack_codes,
     positive,
     prepare,
+    products_of,
 )
 from hashtab.kernels.sdim.triton.rows import load_rows, padded_size, store_rows
 from hashtab.kernels.sdim.triton.sums import (
@@ -93,6 +94,7 @@ def _encode(
     LENGTH: tl.constexpr,
     HASH: tl.constexpr,
     ALONE: tl.constexpr,
+    PRODUCTS: tl.constexpr,
     PARTS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
@@ -112,15 +114,15 @@ def _encode(
     packed += begin * WORDS
     length = tl.cast(end - begin, tl.int32)
     if HASH:
-        high, middle, low, used = load_parts(
-            prepared, 0, SIZE, BITS, GROUPS, GROUPS, values.dtype.element_ty, PARTS == 0
+        high, middle, low = load_parts(
+            prepared, 0, SIZE, BITS, GROUPS, GROUPS, values.dtype.element_ty, PRODUCTS, PARTS == 0
         )
     sums_t = tl.zeros([SIZE, COLUMNS], tl.float32)
     for start in tl.range(0, length, LENGTH, num_stages=STAGES):
         row = start + tl.arange(0, LENGTH)
         x = load_rows(values, row, length, size, SIZE)
         if HASH:
-            above = positive(x, high, middle, low, used, PARTS == 0)
+            above = positive(x, high, middle, low, PRODUCTS, PARTS == 0)
             codes = codes_of(above, LENGTH, GROUPS, BITS)
             store_rows(packed, row, length, pack(codes, LENGTH, GROUPS, BITS), WORDS, WORDS)
         else:
@@ -267,6 +269,7 @@ def encode(values: Tensor, offsets: Tensor, planes: Tensor, tau: int) -> tuple[T
         TILE=TILE,
         HASH=fused,
         ALONE=True,
+        PRODUCTS=products_of(planes, values.dtype),
         PARTS=parts(values.dtype),
         **_shape(size, values.dtype),
     )
@@ -297,7 +300,7 @@ def pieces_of_tables(
         values, offsets, packed, partial, packed, partial, users, rows, skipped, lines, size,
         TAU=packing.tau, BITS=packing.bits, GROUPS=packing.padded_groups, WORDS=packing.words,
         SIZE=padded_size(size), COLUMNS=columns, TILE=tile, HASH=False, ALONE=False,
-        PARTS=parts(values.dtype), **_shape(size, values.dtype),
+        PRODUCTS=0, PARTS=parts(values.dtype), **_shape(size, values.dtype),
     )  # fmt: skip
     return partial
 

@@ -2,8 +2,8 @@
 
 A code takes `BITS` bits, tau rounded up to a power of two; 32 / BITS codes share an int32 word, so
 a behaviour takes 8 bytes for 16 groups of 3 bits. Where products are made from 16-bit parts, three
-parts of a plane hold all of its float32 digits, and the products accumulate in float32. Parts that
-are nothing but zeros are left out: planes with the digits of bfloat16 take one product, not three.
+parts of a plane hold all of its float32 digits, and the products accumulate in float32. Planes in
+the dtype of the rows are one part, and take a third of the products.
 """
 
 import torch
@@ -50,19 +50,25 @@ def load_planes(
     return tl.load(planes + address, mask=valid, other=0.0).to(tl.float32)
 
 
-@triton.jit
-def split(planes, DTYPE: tl.constexpr, EXACT: tl.constexpr):
-    """Return three parts of planes `[SIZE, BITS * GROUPS]` float32 for products with `DTYPE`.
+def products_of(planes: Tensor, dtype: torch.dtype) -> int:
+    """Return how many products with rows of `dtype` hash exactly, where these have 16 bits."""
+    return 1 if planes.dtype == dtype else 3
 
-    For a 16-bit type their sum has the planes' digits, or those of planes scaled by a power of two
-    to entries below 2 for float16 and its range, which changes no sign. Else they are the planes.
+
+@triton.jit
+def split(planes, DTYPE: tl.constexpr, PRODUCTS: tl.constexpr, EXACT: tl.constexpr):
+    """Return the parts of planes `[SIZE, BITS * GROUPS]` float32 for products with `DTYPE`.
+
+    For a 16-bit type their sum has the planes' digits, or those of planes scaled to a largest
+    entry of 1 for float16 and its range, which changes no sign. Else they are the planes.
     """
     if EXACT or tl.float32 == DTYPE:
         return planes, planes, planes
+    if PRODUCTS == 1:
+        return planes.to(DTYPE), planes, planes
     if tl.float16 == DTYPE:
-        exponent = tl.max(tl.abs(planes), 0).to(tl.int32, bitcast=True) & 0x7F800000
-        power = exponent.to(tl.float32, bitcast=True)
-        planes = planes / tl.where(power > 0, power, 1.0)[None, :]
+        top = tl.max(tl.abs(planes), 0)
+        planes = planes * (1.0 / tl.where(top > 0, top, 1.0))[None, :]
     high = planes.to(DTYPE)
     rest = planes - high.to(tl.float32)
     middle = rest.to(DTYPE)
@@ -70,7 +76,7 @@ def split(planes, DTYPE: tl.constexpr, EXACT: tl.constexpr):
 
 
 @triton.jit
-def positive(x, high, middle, low, parts, EXACT: tl.constexpr):
+def positive(x, high, middle, low, PRODUCTS: tl.constexpr, EXACT: tl.constexpr):
     """Return whether each product `[L, BITS * GROUPS]` of rows and planes is above 0.
 
     Args:
@@ -78,18 +84,17 @@ def positive(x, high, middle, low, parts, EXACT: tl.constexpr):
         high: the planes' first part, as `split` returns them for the dtype of `x`.
         middle: the second.
         low: the third.
-        parts: how many of them are not zeros alone.
+        PRODUCTS: as `products_of` returns.
         EXACT: whether products are of float32 itself (Triton's interpreter).
     """
     if EXACT:
         return tl.dot(x.to(tl.float32), high, input_precision="ieee") > 0
     if x.dtype == tl.float32:
         return tl.dot(x, high, input_precision="tf32x3") > 0
-    products = tl.zeros([x.shape[0], high.shape[1]], tl.float32)
-    if parts > 2:
-        products = tl.dot(x, low, products)
-    if parts > 1:
-        products = tl.dot(x, middle, products)
+    if PRODUCTS == 1:
+        return tl.dot(x, high) > 0
+    products = tl.dot(x, low)
+    products = tl.dot(x, middle, products)
     return tl.dot(x, high, products) > 0
 
 
@@ -116,17 +121,16 @@ def load_parts(
     GROUPS: tl.constexpr,
     ALL_GROUPS: tl.constexpr,
     DTYPE: tl.constexpr,
+    PRODUCTS: tl.constexpr,
     EXACT: tl.constexpr,
 ):
-    """Return three parts `[SIZE, BITS * GROUPS]` of GROUPS groups' planes, and how many count."""
+    """Return the three parts `[SIZE, BITS * GROUPS]` of GROUPS groups' planes, from `prepare`."""
     part = _part(first_group, SIZE, BITS, GROUPS, ALL_GROUPS)
     ENTRIES: tl.constexpr = SIZE * BITS * ALL_GROUPS
     high = tl.load(prepared + part)
-    if EXACT or tl.float32 == DTYPE:
-        return high, high, high, 1.0
-    middle, low = tl.load(prepared + ENTRIES + part), tl.load(prepared + 2 * ENTRIES + part)
-    counts = tl.load(prepared + 3 * ENTRIES + first_group + tl.arange(0, GROUPS))
-    return high, middle, low, tl.max(counts.to(tl.float32), 0)
+    if EXACT or tl.float32 == DTYPE or PRODUCTS == 1:
+        return high, high, high
+    return high, tl.load(prepared + ENTRIES + part), tl.load(prepared + 2 * ENTRIES + part)
 
 
 @triton.jit
@@ -143,24 +147,20 @@ def _prepare(
     ALL_GROUPS: tl.constexpr,
     SIZE: tl.constexpr,
     DTYPE: tl.constexpr,
+    PRODUCTS: tl.constexpr,
     EXACT: tl.constexpr,
 ):
     first_group = tl.program_id(0) * GROUPS
     loaded = load_planes(
         planes, stride_size, stride_plane, size, first_group, groups, TAU, BITS, GROUPS, SIZE
     )
-    high, middle, low = split(loaded, DTYPE, EXACT)
+    high, middle, low = split(loaded, DTYPE, PRODUCTS, EXACT)
     part = _part(first_group, SIZE, BITS, GROUPS, ALL_GROUPS)
     ENTRIES: tl.constexpr = SIZE * BITS * ALL_GROUPS
     tl.store(prepared + part, high)
-    tl.store(prepared + ENTRIES + part, middle)
-    tl.store(prepared + 2 * ENTRIES + part, low)
-    count = tl.where(
-        tl.max((low != 0).to(tl.int32), 0) > 0, 3, 1 + tl.max((middle != 0).to(tl.int32), 0)
-    )
-    count = tl.max(tl.reshape(count, [BITS, GROUPS]), 0)
-    group = first_group + tl.arange(0, GROUPS)
-    tl.store(prepared + 3 * ENTRIES + group, count.to(prepared.dtype.element_ty))
+    if PRODUCTS > 1:
+        tl.store(prepared + ENTRIES + part, middle)
+        tl.store(prepared + 2 * ENTRIES + part, low)
 
 
 @triton.jit
@@ -242,6 +242,7 @@ def _hash(
     LENGTH: tl.constexpr,
     TILE: tl.constexpr,
     PACKED: tl.constexpr,
+    PRODUCTS: tl.constexpr,
     EXACT: tl.constexpr,
     STAGES: tl.constexpr,
 ):
@@ -249,14 +250,22 @@ def _hash(
     first_group = tl.program_id(1) * GROUPS
     begin = tl.program_id(0).to(tl.int64) * TILE
     length = tl.cast(tl.minimum(rows - begin, TILE), tl.int32)
-    high, middle, low, parts = load_parts(
-        prepared, first_group, SIZE, BITS, GROUPS, ALL_GROUPS, x.dtype.element_ty, EXACT
+    high, middle, low = load_parts(
+        prepared,
+        first_group,
+        SIZE,
+        BITS,
+        GROUPS,
+        ALL_GROUPS,
+        x.dtype.element_ty,
+        PRODUCTS,
+        EXACT,
     )
     x += begin * size
     for start in tl.range(0, length, LENGTH, num_stages=STAGES):
         row = start + tl.arange(0, LENGTH)
         tile = load_rows(x, row, length, size, SIZE)
-        found = codes_of(positive(tile, high, middle, low, parts, EXACT), LENGTH, GROUPS, BITS)
+        found = codes_of(positive(tile, high, middle, low, PRODUCTS, EXACT), LENGTH, GROUPS, BITS)
         if PACKED:
             BLOCK: tl.constexpr = GROUPS * BITS // 32 if GROUPS * BITS >= 32 else 1
             word = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -271,17 +280,15 @@ def _hash(
 
 
 def prepare(planes: Tensor, packing: Packing, dtype: torch.dtype) -> Tensor:
-    """Return the planes' parts as programs load them for rows of `dtype`.
+    """Return the planes' parts as programs load them for rows of `dtype`, `[3, SIZE, COLUMNS]`.
+
+    Where `products_of` says one, the first is all that counts.
 
     One small program once, in place of the same work in each of thousands.
-
-    Returns:
-        `[3, SIZE, COLUMNS]`, and behind them `[GROUPS]`, how many parts of a group's planes count.
     """
     size = padded_size(planes.shape[0])
     kept = torch.float32 if interpreted() else dtype
-    length = 3 * size * packing.columns + packing.padded_groups
-    prepared = planes.new_empty(length, dtype=kept)
+    prepared = planes.new_empty(3, size, packing.columns, dtype=kept)
     at_once = min(packing.padded_groups, max(1, MOST_FUSED // (size * packing.bits)))
     _prepare[(packing.padded_groups // at_once,)](
         planes,
@@ -295,6 +302,7 @@ def prepare(planes: Tensor, packing: Packing, dtype: torch.dtype) -> Tensor:
         ALL_GROUPS=packing.padded_groups,
         SIZE=size,
         DTYPE=_TRITON_DTYPE[dtype],
+        PRODUCTS=products_of(planes, dtype),
         EXACT=interpreted(),
         num_warps=8,
     )
@@ -351,6 +359,7 @@ def _launch(
         SIZE=padded_size(size),
         TILE=tile,
         PACKED=packed is not None,
+        PRODUCTS=products_of(planes, x.dtype),
         EXACT=interpreted(),
         **shape,
     )

@@ -252,7 +252,7 @@ def attend_at_backward(
         values, offsets, packed, query_packed, query_offsets, cuts, packing, last, out, grad,
         grad_sums,
     )  # fmt: skip
-    shape = _shape(size, values.dtype)
+    shape = {**_shape(size, values.dtype), "num_warps": 8}
     _behaviours[(slots(users, rows, shape["LENGTH"]),)](
         offsets, packed, query_packed, query_offsets, cuts, grad_sums, out, users, rows, queries,
         last, size, packing.groups, **_code(packing, size), PARTS=parts(values.dtype), **shape,

@@ -21,6 +21,7 @@ from hashtab.kernels.sdim.triton.hashing import (
     pack_codes,
     positive,
     prepare,
+    products_of,
 )
 from hashtab.kernels.sdim.triton.rows import load_rows, padded_size, store_rows
 from hashtab.kernels.sdim.triton.sums import (
@@ -51,6 +52,7 @@ def _read_small(
     WORDS: tl.constexpr,
     SIZE: tl.constexpr,
     LENGTH: tl.constexpr,
+    PRODUCTS: tl.constexpr,
     PARTS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
@@ -64,8 +66,8 @@ def _read_small(
     line = tl.arange(0, COLUMNS)
     sums = load_rows(table + user * groups * BUCKETS * size, line, groups * BUCKETS, size, SIZE)
     unit = sums * (inverse_norm(tl.sum(sums * sums, 1)) / groups)[:, None]
-    high, middle, low, used = load_parts(
-        prepared, 0, SIZE, BITS, GROUPS, GROUPS, queries.dtype.element_ty, PARTS == 0
+    high, middle, low = load_parts(
+        prepared, 0, SIZE, BITS, GROUPS, GROUPS, queries.dtype.element_ty, PRODUCTS, PARTS == 0
     )
     queries += first * size
     interest += first * size
@@ -73,7 +75,7 @@ def _read_small(
     for start in tl.range(0, length, LENGTH, num_stages=STAGES):
         row = start + tl.arange(0, LENGTH)
         x = load_rows(queries, row, length, size, SIZE)
-        codes = codes_of(positive(x, high, middle, low, used, PARTS == 0), LENGTH, GROUPS, BITS)
+        codes = codes_of(positive(x, high, middle, low, PRODUCTS, PARTS == 0), LENGTH, GROUPS, BITS)
         store_rows(packed, row, length, pack(codes, LENGTH, GROUPS, BITS), WORDS, WORDS)
         member = one_hot(codes, 0, LENGTH, GROUPS, BUCKETS, COLUMNS)
         store_rows(interest, row, length, collect(member, unit, PARTS), size, SIZE)
@@ -181,7 +183,7 @@ def read(table: Tensor, queries: Tensor, planes: Tensor, tau: int) -> tuple[Tens
         _read_small[users, triton.cdiv(candidates, share)](
             table, rows, prepare(planes, packing, queries.dtype), interest, packed, candidates,
             share, size, packing.groups, **shape, GROUPS=packing.padded_groups,
-            PARTS=parts(torch.float32), **options,
+            PRODUCTS=products_of(planes, queries.dtype), PARTS=parts(torch.float32), **options,
         )  # fmt: skip
     return interest, packed
 
@@ -198,7 +200,8 @@ def read_backward(grad: Tensor, table: Tensor, packed: Tensor) -> Tensor:
     _read_backward[users, triton.cdiv(groups * buckets, columns)](
         grad, table, packed, grad_table, candidates, size, groups, TAU=packing.tau,
         BITS=packing.bits, GROUPS=packing.padded_groups, WORDS=packing.words,
-        SIZE=padded_size(size), COLUMNS=columns, PARTS=parts(torch.float32), **_backward_shape(),
+        SIZE=padded_size(size), COLUMNS=columns, PARTS=parts(torch.float32),
+        **_backward_shape(size),
     )  # fmt: skip
     return grad_table
 
@@ -211,7 +214,7 @@ def _shape(size: int) -> dict[str, int]:
     return {"LENGTH": 128, "STAGES": 1, "num_warps": 4}
 
 
-def _backward_shape() -> dict[str, int]:
+def _backward_shape(size: int) -> dict[str, int]:
     if interpreted():
         return {"LENGTH": 16, "STAGES": 1, "num_warps": 4}
-    return {"LENGTH": 128, "STAGES": 1, "num_warps": 4}
+    return {"LENGTH": 64, "STAGES": 2, "num_warps": 4 if size <= 64 else 8}

@@ -11,7 +11,6 @@ share the sums S that it met: the gradient of a bucket is `(U - (u . U) u) / (G 
 U the sum of the gradients of the candidates in it. A behaviour collects those of later requests.
 """
 
-from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -361,10 +360,8 @@ def attend_at(
 ) -> Tensor:
     """Return the interests `[Q, D]` in the dtype of the values."""
     (rows, size), queries, users = values.shape, cuts.shape[0], offsets.shape[0] - 1
-    shares = list(_shares(packing, size))
-    # What several walks find is added in float32.
-    dtype = values.dtype if len(shares) == 1 else torch.float32
-    interest = values.new_empty(queries, size, dtype=dtype)
+    shares = _shares(packing, size)
+    interest = values.new_empty(queries, size, dtype=_sums_dtype(values, shares))
     if queries == 0:
         return interest.to(values.dtype)
     for skipped, lines in shares:
@@ -389,11 +386,12 @@ def attend_at_backward(
 ) -> Tensor:
     """Return the gradient of the behaviours `[N, D]` in their dtype."""
     (rows, size), queries, users = values.shape, cuts.shape[0], offsets.shape[0] - 1
-    out = values.new_empty(values.shape)
+    shares = _shares(packing, size)
+    out = values.new_empty(values.shape, dtype=_sums_dtype(values, shares))
     if out.numel() == 0:
-        return out
+        return out.to(values.dtype)
     grid = (slots(users, rows, TILE),)
-    for skipped, lines in _shares(packing, size):
+    for skipped, lines in shares:
         tables = _tables(values, offsets, packed, packing, skipped, lines)
         laters = torch.empty_like(tables)
         walk_back = partial(
@@ -406,7 +404,7 @@ def attend_at_backward(
             walk_back(EMIT=False)
             _add_up(laters, offsets, rows, reverse=True)
         walk_back(EMIT=True)
-    return out
+    return out.to(values.dtype)
 
 
 def _columns(size: int) -> int:
@@ -414,10 +412,14 @@ def _columns(size: int) -> int:
     return 128 if size <= 128 else 64
 
 
-def _shares(packing: Packing, size: int) -> Iterator[tuple[int, int]]:
-    """Yield the rows of a table that each walk skips, and how many it takes."""
+def _shares(packing: Packing, size: int) -> list[tuple[int, int]]:
+    """Return how many rows of a table each walk skips, and how many it takes."""
     rows, columns = packing.groups << packing.tau, _columns(size)
-    return ((skipped, min(columns, rows - skipped)) for skipped in range(0, rows, columns))
+    return [(skipped, min(columns, rows - skipped)) for skipped in range(0, rows, columns)]
+
+
+def _sums_dtype(values: Tensor, shares: list[tuple[int, int]]) -> torch.dtype:
+    return values.dtype if len(shares) == 1 else torch.float32
 
 
 def _tables(
