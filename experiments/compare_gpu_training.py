@@ -6,7 +6,7 @@ the optimiser of train_sdim.py at its defaults and rates that fall to zero over 
     definition, float32      the PyTorch definition of the history encoder, eager, no autocast
     another dropout          the same with other dropout masks: how far chance alone leads
     definition, bfloat16     the definition under autocast, whose codes are those of the kernels
-    kernels, bfloat16        Triton kernels, asked for, under autocast, in one compiled graph
+    kernels, bfloat16        Triton kernels under autocast, in one compiled graph
 
 A compiled graph draws its dropout in another way, so at a dropout above 0 the kernels' curve is
 one of other masks too, to be held against the second side; with --dropout 0 nothing but rounding

@@ -21,15 +21,20 @@ class Shape(NamedTuple):
         size: of behaviours.
         tau: bits of a code.
         groups: codes of a behaviour.
+        planes_dtype: of planes.
     """
 
     dtype: torch.dtype
     size: int
     tau: int
     groups: int
+    planes_dtype: torch.dtype = torch.float32
 
     def __str__(self) -> str:
-        return f"{str(self.dtype).removeprefix('torch.')} {self.size} {self.groups}x{self.tau}"
+        rows = f"{_name(self.dtype)} {self.size} {self.groups}x{self.tau}"
+        if self.planes_dtype == torch.float32:
+            return rows
+        return f"{rows}, planes of {_name(self.planes_dtype)}"
 
     @property
     def values(self) -> Tensor:
@@ -39,7 +44,8 @@ class Shape(NamedTuple):
     @property
     def planes(self) -> Tensor:
         """`[D, M]`."""
-        return torch.empty(self.size, self.groups * self.tau, device="meta")
+        shape = (self.size, self.groups * self.tau)
+        return torch.empty(shape, dtype=self.planes_dtype, device="meta")
 
     @property
     def offsets(self) -> Tensor:
@@ -54,6 +60,10 @@ class Shape(NamedTuple):
         """Queries `[Q, D]`, their offsets `[B + 1]` and cuts `[Q]`."""
         queries = self.candidates(count).flatten(0, 1)
         return queries, self.offsets, self.offsets.new_empty(queries.shape[0])
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _codes(shape: Shape) -> None:
@@ -133,6 +143,8 @@ _SHAPES = {  # by compute capability; few, for a kernel takes a second
     80: [_LARGE, Shape(torch.float32, 64, 3, 16)],
     90: [
         Shape(torch.bfloat16, 64, 3, 16),
+        Shape(torch.bfloat16, 64, 3, 16, planes_dtype=torch.bfloat16),
+        Shape(torch.bfloat16, 64, 5, 16),
         _LARGE,
         Shape(torch.float16, 40, 8, 16),
         Shape(torch.float32, 256, 10, 64),

@@ -65,7 +65,8 @@ def split(planes, DTYPE: tl.constexpr, PRODUCTS: tl.constexpr, EXACT: tl.constex
     if EXACT or tl.float32 == DTYPE:
         return planes, planes, planes
     if PRODUCTS == 1:
-        return planes.to(DTYPE), planes, planes
+        same = planes.to(DTYPE)
+        return same, same, same
     if tl.float16 == DTYPE:
         top = tl.max(tl.abs(planes), 0)
         planes = planes * (1.0 / tl.where(top > 0, top, 1.0))[None, :]

@@ -28,8 +28,7 @@ class HashSampledAttention(HistoryEncoder):
         last: behaviours that a sample sees, the latest; all of them when None.
 
     Attributes:
-        planes: `[D, M]` float32, drawn once from N(0, 1), with the digits of bfloat16, by which a
-            GPU hashes in one exact product and not in three; a buffer, so the state dict carries it
+        planes: `[D, M]` float32, drawn once from N(0, 1); a buffer, so the state dict carries it
             and training, evaluation and serving hash with the same ones. It stays float32 in a
             model that is cast to another dtype: rounded planes would move vectors to other buckets.
         impl: implementation of the kernel, as `hashtab.kernels.sdim` names them.
@@ -45,7 +44,7 @@ class HashSampledAttention(HistoryEncoder):
         self.last = last
         self.groups, self.buckets = planes // tau, 2**tau
         self.looks_up = True
-        self.register_buffer("planes", torch.randn(size, planes).bfloat16().float())
+        self.register_buffer("planes", torch.randn(size, planes, dtype=torch.float32))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         planes = self.planes
@@ -56,14 +55,13 @@ class HashSampledAttention(HistoryEncoder):
 
     def forward(self, users: EmbeddedUsers) -> Tensor:
         """Return `[Q, D]`."""
-        rounded = users.behaviours.dtype == torch.bfloat16
         return sdim.attend_at(
             users.behaviours,
             users.history_offsets,
             users.candidates,
             users.sample_offsets,
             users.cuts,
-            self.planes.bfloat16() if rounded else self.planes,
+            self.planes,
             self.tau,
             last=self.last,
             impl=self.impl,
