@@ -1,5 +1,6 @@
 """Registration of operators with torch.library: one implementation function for CPU and CUDA."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,14 +20,25 @@ def register(
 
     Args:
         name: the operator's name.
-        schema: arguments and result in the dispatcher's language.
-        implementation: computes the operator from CPU or CUDA tensors.
+        schema: arguments and result in the dispatcher's language; the first is a tensor.
+        implementation: computes the operator from CPU or CUDA tensors; the GPU of the first one is
+            then the current one, on which kernels are launched.
         fake: returns empty tensors of the result's shape, dtype and strides.
     """
     qualified = f"{NAMESPACE}::{name}"
     torch.library.define(qualified, schema, tags=(torch.Tag.pt2_compliant_tag,))
-    torch.library.impl(qualified, ("cpu", "cuda"), implementation)
+    torch.library.impl(qualified, "cpu", implementation)
+    torch.library.impl(qualified, "cuda", _on_gpu_of_first(implementation))
     torch.library.register_fake(qualified, fake)
+
+
+def _on_gpu_of_first(implementation: Callable[..., object]) -> Callable[..., object]:
+    @functools.wraps(implementation)
+    def run(first: Tensor, *others: Any) -> object:
+        with torch.cuda.device(first.device):
+            return implementation(first, *others)
+
+    return run
 
 
 def apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:

@@ -5,12 +5,8 @@ user. A piece of user u in tile i is numbered `u + i`: no number names two piece
 `slots(users, rows, TILE)` programs cover them all.
 """
 
-from contextlib import AbstractContextManager, nullcontext
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 # A single user would be a constant 1, of which Triton 3.6 cannot compile the search below.
 UNSPECIALIZED = ["users"]
@@ -20,11 +16,6 @@ _FAN = tl.constexpr(128)
 def slots(users: int, rows: int, tile: int) -> int:
     """Return how many programs cover the pieces of `rows` rows of `users` users."""
     return users + triton.cdiv(rows, tile) if users else 0
-
-
-def device_of(x: Tensor) -> AbstractContextManager[object]:
-    """Make a tensor's GPU the one that kernels are launched on; nothing for other devices."""
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 @triton.jit

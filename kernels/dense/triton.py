@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hashtab.kernels.core.tiles import device_of, slots, span, user_slot
+from hashtab.kernels.core.tiles import slots, span, user_slot
 from hashtab.kernels.dense import tiling
 from hashtab.kernels.dense.tiling import Backward, Shape, Tiles
 
@@ -68,18 +68,17 @@ def attend_at(
     parts = log_sums.new_empty(tiles.splits, *interest.shape)
     part_sums = log_sums.new_empty(tiles.splits, batch.queries)
     batch.launch(_interest, tiles, interest_ptr=parts, log_sums_ptr=part_sums)
-    with device_of(values):
-        _merge[(triton.cdiv(batch.queries, _MERGED_ROWS),)](
-            parts,
-            part_sums,
-            interest,
-            log_sums,
-            batch.queries,
-            tiles.splits,
-            DV=values.shape[1],
-            VALUE_WIDTH=tiling.width_of(values.shape[1]),
-            ROWS=_MERGED_ROWS,
-        )
+    _merge[(triton.cdiv(batch.queries, _MERGED_ROWS),)](
+        parts,
+        part_sums,
+        interest,
+        log_sums,
+        batch.queries,
+        tiles.splits,
+        DV=values.shape[1],
+        VALUE_WIDTH=tiling.width_of(values.shape[1]),
+        ROWS=_MERGED_ROWS,
+    )
     return interest, log_sums
 
 
@@ -207,10 +206,9 @@ class _Batch:
             "CHUNK": tiles.chunk,
         }
         arguments = {name: known[name] for name in kernel.arg_names}
-        with device_of(self._values):
-            kernel[self._grid(kernel, tiles)](
-                **arguments, num_warps=tiles.warps, num_stages=tiles.stages
-            )
+        kernel[self._grid(kernel, tiles)](
+            **arguments, num_warps=tiles.warps, num_stages=tiles.stages
+        )
 
     def launch_summed(
         self, kernel: Any, tiles: Tiles, grad_queries: Tensor, **others: Tensor
@@ -222,10 +220,9 @@ class _Batch:
         shape, count = (tiles.splits, *grad_queries.shape), grad_queries.numel()
         parts = grad_queries.new_empty(shape, dtype=torch.float32)
         self.launch(kernel, tiles, grad_queries_ptr=parts, **others)
-        with device_of(self._values):
-            _add_up[(triton.cdiv(count, _ADDED_AT_ONCE),)](
-                parts, grad_queries, count, tiles.splits, BLOCK=_ADDED_AT_ONCE
-            )
+        _add_up[(triton.cdiv(count, _ADDED_AT_ONCE),)](
+            parts, grad_queries, count, tiles.splits, BLOCK=_ADDED_AT_ONCE
+        )
 
     def _grid(self, kernel: Any, tiles: Tiles) -> tuple[int, int]:
         """Return how many programs cover the rows that a kernel takes tiles of, and splits."""

@@ -50,7 +50,7 @@ def attend(values: Tensor, offsets: Tensor, queries: Tensor, planes: Tensor, tau
 
     Sums of the buckets of candidates or of all buckets, whichever are fewer.
     """
-    if queries.shape[1] > 2**tau:
+    if through_a_table(queries.shape[1], tau):
         return read(encode(values, offsets, planes, tau), queries, planes, tau).to(values.dtype)
     return apply(_Attend, values, offsets.contiguous(), queries, planes, tau)
 
@@ -68,6 +68,11 @@ def attend_at(
     """Return interests `[Q, D]` in the dtype of the values."""
     offsets, query_offsets, cuts = (x.contiguous() for x in (offsets, query_offsets, cuts))
     return apply(_AttendAt, values, offsets, queries, query_offsets, cuts, planes, tau, last)
+
+
+def through_a_table(candidates: int, tau: int) -> bool:
+    """Return whether so many candidates of a user are read from a table of all buckets."""
+    return candidates > 2**tau
 
 
 class _Encode(torch.autograd.Function):

@@ -38,16 +38,25 @@ class Packing(NamedTuple):
         """Words of a row, a power of two."""
         return max(1, self.columns // 32)
 
-    def fits_a_walk(self, rows: torch.Tensor) -> bool:
-        """Return whether walks over histories are for such behaviours.
+    def why_no_walk(self, rows: torch.Tensor, last: int | None) -> str | None:
+        """Return why walks over histories are not for such behaviours, or None if they are.
 
-        Their products are of bfloat16 and of 16 groups at least, and a program holds 128 rows of a
-        table in its registers, which on older GPUs spill; with more than four walks masks are as
-        fast. Triton's interpreter cannot multiply bfloat16.
+        Their products are of bfloat16, which Triton's interpreter cannot multiply, and of 16 groups
+        at least; a program holds 128 rows of a table in its registers, which on older GPUs spill,
+        and with more than four walks masks are as fast.
         """
-        fits = self.padded_groups >= 16 and self.padded_groups << self.tau <= 512
-        fits = fits and rows.dtype == torch.bfloat16 and rows.device.type != "cpu"
-        return fits and dispatch.capability(rows.device) >= dispatch.HOPPER
+        table = self.padded_groups << self.tau
+        if last is not None:
+            return "they take out no behaviour again, for `last`"
+        if rows.dtype != torch.bfloat16:
+            return f"they are for bfloat16, not {rows.dtype}"
+        if self.padded_groups < 16:
+            return f"they are for 9 groups and more, got {self.groups}"
+        if table > 512:
+            return f"they are for tables of up to 512 rows, got {table}"
+        if rows.device.type == "cpu" or dispatch.capability(rows.device) < dispatch.HOPPER:
+            return "they are for GPUs from compute capability 9.0"
+        return None
 
 
 def _power_of_two(n: int) -> int:

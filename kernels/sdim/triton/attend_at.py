@@ -27,7 +27,7 @@ def attend_at(
     packed = pack_codes(values, planes, tau, prepared)
     query_packed = pack_codes(queries, planes, tau, shared)
     history = (values, offsets, packed, query_packed, query_offsets, cuts, packing)
-    if _walks(packing, last, values):
+    if packing.why_no_walk(values, last) is None:
         return walk.attend_at(*history), packed, query_packed
     return pairs.attend_at(*history, _limit(last)), packed, query_packed
 
@@ -47,14 +47,9 @@ def attend_at_backward(
     """Return the gradient of the behaviours `[N, D]` in their dtype."""
     packing = Packing(tau, groups)
     history = (values.contiguous(), offsets, packed, query_packed, query_offsets, cuts)
-    if _walks(packing, last, values):
+    if packing.why_no_walk(values, last) is None:
         return walk.attend_at_backward(grad.contiguous(), *history, packing)
     return pairs.attend_at_backward(grad.contiguous(), *history, packing, _limit(last))
-
-
-def _walks(packing: Packing, last: int | None, values: Tensor) -> bool:
-    """Return whether one walk answers all queries: over whole histories, with small tables."""
-    return last is None and packing.fits_a_walk(values)
 
 
 def _limit(last: int | None) -> int:
