@@ -73,7 +73,7 @@ class Batch:
         values: `[B, L, D]`.
         queries: `[B, Q, D]`.
         cuts: `[B, Q]` int64, ascending; all of them L where a user has one request.
-        planes: `[D, M]` float32, with the digits of bfloat16.
+        planes: `[D, M]` float32.
         table: `[B, G, K, D]` float32; None where no table is read.
     """
 
@@ -87,7 +87,7 @@ class Batch:
 
     @classmethod
     def draw(cls, shape: Shape, dtype: torch.dtype, device: torch.device, table: bool) -> Self:
-        """Draw standard normal vectors and uniform cuts; planes as models draw them."""
+        """Draw standard normal vectors and uniform cuts."""
         random = torch.Generator(device).manual_seed(0)
 
         def normal(*sizes: int) -> Tensor:
@@ -105,7 +105,7 @@ class Batch:
             values=normal(users, length, size).to(dtype).requires_grad_(),
             queries=normal(users, shape.queries, size).to(dtype).requires_grad_(),
             cuts=cuts.sort(1).values.repeat_interleave(shape.candidates, dim=1),
-            planes=normal(size, shape.planes).bfloat16().float(),
+            planes=normal(size, shape.planes),
             table=normal(*rows).requires_grad_() if table else None,
         )
 
@@ -118,11 +118,6 @@ class Batch:
     def query_offsets(self) -> Tensor:
         """`[B + 1]`, of the flattened queries."""
         return torch.arange(self.shape.users + 1, device=self.values.device) * self.shape.queries
-
-    @property
-    def own_planes(self) -> Tensor:
-        """The same planes as our side takes them: in the dtype of the behaviours."""
-        return self.planes.to(self.values.dtype)
 
     def leaf(self, name: str) -> Tensor:
         leaf: Tensor = getattr(self, name)

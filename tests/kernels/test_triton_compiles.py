@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton is for L
 TIME_LIMIT_S = 200  # for what spills badly takes minutes
 # Bytes of a thread that known kernels spill at most: to be brought to none.
 SPILLED = {
-    90: {"_finish": 56, "_read_small": 112, "_walk_back": 80},
+    90: {"_read_small": 112, "_walk_back": 80},
     80: {"_attend": 168, "_encode": 144, "_read_backward": 80, "_read_small": 344},
 }
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}  # bytes of a block, by compute capability

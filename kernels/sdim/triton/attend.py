@@ -325,7 +325,7 @@ def attend(
         GROUPS=groups,
         SIZE=padded_size(size),
         TILE=TILE,
-        AT_ONCE=max(1, min(8, 8192 // (groups * padded_size(size)))),
+        AT_ONCE=max(1, min(8, 4096 // (groups * padded_size(size)))),
         KEEP=keep,
         num_warps=8 if groups * padded_size(size) > 2048 else 4,
     )
