@@ -72,7 +72,7 @@ def attend_at(
 
 def through_a_table(candidates: int, tau: int) -> bool:
     """Return whether so many candidates of a user are read from a table of all buckets."""
-    return candidates > 2**tau
+    return candidates > 1 << tau
 
 
 class _Encode(torch.autograd.Function):
