@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.kernels.fence import Fence
+
 
 @pytest.fixture
 def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,6 +23,15 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
         monkeypatch.setattr(owner, name, poison(getattr(owner, name)))
+
+
+@pytest.fixture
+def fence(monkeypatch: pytest.MonkeyPatch) -> Fence:
+    """Put what is allocated between margins."""
+    fence = Fence()
+    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+        monkeypatch.setattr(owner, name, fence.allocate(getattr(owner, name)))
+    return fence
 
 
 @pytest.fixture(autouse=True)

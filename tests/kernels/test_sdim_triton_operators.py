@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map_only
 from hashtab.kernels import sdim
 from hashtab.kernels.sdim.api import Impl
 from tests.kernels import fused
+from tests.kernels.fence import Fence
 from tests.kernels.fused import (
     DEVICE,
     GPU,
@@ -259,43 +260,6 @@ def test_without_the_interpreter_a_cpu_is_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(RuntimeError, match="impl='triton' cannot run: tensors are on cpu"):
         encode(h, 3, "triton")
-
-
-class Fence:
-    """Allocates zeros between margins that show who reads or writes past them."""
-
-    margin = 4096
-
-    def __init__(self) -> None:
-        self.blocks: list[Tensor] = []
-        self.empty = torch.empty
-
-    def around(self, x: Tensor) -> Tensor:
-        """Return a copy that lies between margins."""
-        gap = torch.nan if x.is_floating_point() else -77
-        shape = (x.numel() + 2 * self.margin,)
-        block = self.empty(shape, dtype=x.dtype, device=x.device).fill_(gap)
-        self.blocks.append(block)
-        inner = block[self.margin : self.margin + x.numel()].view(x.shape)
-        return inner.copy_(x)
-
-    def allocate(self, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """Wrap a function that allocates."""
-        return lambda *args, **kwargs: self.around(original(*args, **kwargs).zero_())
-
-    def assert_whole(self) -> None:
-        for block in self.blocks:
-            for margin in (block[: self.margin], block[-self.margin :]):
-                good = margin.isnan() if margin.is_floating_point() else margin == -77
-                assert good.all()
-
-
-@pytest.fixture
-def fence(monkeypatch: pytest.MonkeyPatch) -> Fence:
-    fence = Fence()
-    for owner, name in ((torch, "empty"), (torch.Tensor, "new_empty")):
-        monkeypatch.setattr(owner, name, fence.allocate(getattr(owner, name)))
-    return fence
 
 
 RIGHT: dict[str, list[int]] = {}

@@ -3,12 +3,15 @@
 Through the public functions it is for bfloat16 on a GPU, which the interpreter cannot multiply.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from hashtab.kernels.sdim import reference
 from hashtab.kernels.sdim.packing import Packing
+from tests.kernels.fence import Fence
 from tests.kernels.fused import DEVICE, Case, draw, shorten_pieces
 from tests.kernels.histories import Histories
 from tests.tolerances import TOLERANCE
@@ -77,3 +80,27 @@ def test_a_walk_ends_whatever_the_cuts(cuts: list[int], monkeypatch: pytest.Monk
     interest, grad = walk(h, case, torch.ones_like(h.queries))
     assert interest.shape == h.queries.shape
     assert grad.shape == h.values.shape
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"cuts": [-3, 40, 9, 21, 70, *[0] * 15, *range(20, 0, -1)]},
+        {"offsets": [0, -5, 50]},
+        {"offsets": [40, 3, 1]},
+        {"offsets": [-30, 60, 32]},
+        {"query_offsets": [0, -5, 90]},
+        {"query_offsets": [60, 3, 1]},
+    ],
+    ids=str,
+)
+def test_wrong_cuts_and_offsets_touch_nothing_outside(
+    wrong: dict[str, list[int]], fence: Fence, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shorten_pieces(monkeypatch, 16)
+    h = draw([20, 12], CASES[0], queries=20)
+    h = replace(h, **{name: torch.tensor(x, device=DEVICE) for name, x in wrong.items()})
+    h = replace(h, **{name: fence.around(tensor) for name, tensor in vars(h).items()})
+    for x in walk(h, CASES[0], fence.around(torch.ones_like(h.queries))):
+        assert x.isfinite().all()  # what lies in margins is not
+    fence.assert_whole()
