@@ -249,8 +249,8 @@ def _walk_back(
         member = _members(codes, skipped, GROUPS, BUCKETS, COLUMNS, OPERAND, PRECISION)
         table = tl.dot(member, x, table, input_precision=PRECISION)
 
+    most = tl.sum(table * table, 1)
     minus = -table  # to which a product can add what is taken out
-    most = tl.zeros([COLUMNS], tl.float32)
     query = behind_query - 1
     stop = length
     x_next, codes_next = _load_before(
