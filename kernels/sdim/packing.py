@@ -38,7 +38,7 @@ class Packing(NamedTuple):
         """Words of a row, a power of two."""
         return max(1, self.columns // 32)
 
-    def why_no_walk(self, rows: torch.Tensor, last: int | None) -> str | None:
+    def why_no_walk(self, rows: torch.Tensor) -> str | None:
         """Return why walks over histories are not for such behaviours, or None if they are.
 
         Their products are of bfloat16, which Triton's interpreter cannot multiply, and of 16 groups
@@ -46,8 +46,6 @@ class Packing(NamedTuple):
         and with more than four walks masks are as fast.
         """
         table = self.padded_groups << self.tau
-        if last is not None:
-            return "they take out no behaviour again, for `last`"
         if rows.dtype != torch.bfloat16:
             return f"they are for bfloat16, not {rows.dtype}"
         if self.padded_groups < 16:

@@ -99,15 +99,15 @@ def _attend(shape: Shape, candidates: int) -> None:
     )
 
 
-def _attend_at(shape: Shape) -> None:
+def _attend_at(shape: Shape, last: int | None = None) -> None:
     from hashtab.kernels.sdim.triton import attend_at
 
     queries, query_offsets, cuts = shape.requests(320)
     interest, packed, query_packed = attend_at.attend_at(
-        shape.values, shape.offsets, queries, query_offsets, cuts, shape.planes, shape.tau, None
+        shape.values, shape.offsets, queries, query_offsets, cuts, shape.planes, shape.tau, last
     )
     kept = shape.values, shape.offsets, packed, query_packed, query_offsets, cuts
-    attend_at.attend_at_backward(interest, *kept, shape.groups, shape.tau, None)
+    attend_at.attend_at_backward(interest, *kept, shape.groups, shape.tau, last)
 
 
 def _dense(shape: Shape) -> None:
@@ -135,6 +135,7 @@ _OPERATORS: dict[str, Callable[[Shape], object]] = {
     "attend to 1": partial(_attend, candidates=1),
     "attend to many": partial(_attend, candidates=100),
     "attend_at": _attend_at,
+    "attend_at the last": partial(_attend_at, last=2000),
     "dense": _dense,
     "dense at cuts": _dense_at,
 }

@@ -16,6 +16,7 @@ from tests.kernels.fused import DEVICE, Case, draw, shorten_pieces
 from tests.kernels.histories import Histories
 from tests.tolerances import TOLERANCE
 
+NEVER = 2**62
 CASES = [
     Case(torch.float32, 8, 3, 16),
     Case(torch.float32, 24, 3, 13),
@@ -24,7 +25,7 @@ CASES = [
 ]
 
 
-def walk(h: Histories, case: Case, grad: Tensor) -> tuple[Tensor, Tensor]:
+def walk(h: Histories, case: Case, grad: Tensor, last: int = NEVER) -> tuple[Tensor, Tensor]:
     """Return interests and the gradient of the behaviours."""
     from hashtab.kernels.sdim.triton import hashing
     from hashtab.kernels.sdim.triton import walk as kernels
@@ -34,30 +35,34 @@ def walk(h: Histories, case: Case, grad: Tensor) -> tuple[Tensor, Tensor]:
         hashing.pack_codes(x, h.planes, case.tau) for x in (h.values, h.queries)
     )
     history = (h.values, h.offsets, packed, query_packed, h.query_offsets, h.cuts)
-    interest = kernels.attend_at(*history, packing)
-    return interest, kernels.attend_at_backward(grad, *history, packing)
+    interest = kernels.attend_at(*history, packing, last)
+    return interest, kernels.attend_at_backward(grad, *history, packing, last)
 
 
-def definition(h: Histories, case: Case, grad: Tensor) -> tuple[Tensor, Tensor]:
+def definition(h: Histories, case: Case, grad: Tensor, last: int = NEVER) -> tuple[Tensor, Tensor]:
     """Return what `walk` returns, in float64 and rounded."""
     codes, query_codes = (reference.codes(x, h.planes, case.tau) for x in (h.values, h.queries))
     values, tau = h.values.double(), case.tau
-    asked = (query_codes, h.query_offsets, h.cuts, tau, None)
+    asked = (query_codes, h.query_offsets, h.cuts, tau, last)
     interest = reference.attend_at(values, h.offsets, codes, *asked)
     grads = reference.attend_at_backward(grad.double(), values, h.offsets, codes, *asked)
     return interest.float(), grads.float()
 
 
-@pytest.mark.parametrize("rows", [2048, 32])  # of a piece: users in one, users in several
+@pytest.mark.parametrize(
+    ("rows", "last"),  # of a piece, with users in one and in several; that a query sees
+    [(2048, NEVER), (32, NEVER), (32, 40), (32, 1), (2048, 90)],
+)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_walk_agrees_with_the_definition(
-    case: Case, rows: int, monkeypatch: pytest.MonkeyPatch
+    case: Case, rows: int, last: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shorten_pieces(monkeypatch, rows)
     h = draw([0, 5, 1, 70, 100, 0], case, queries=20)
     grad = torch.randn(h.queries.shape, generator=torch.Generator().manual_seed(1)).to(DEVICE)
-    found = walk(h, case, grad)
-    torch.testing.assert_close(found, definition(h, case, grad), **TOLERANCE[torch.float32])
+    found = walk(h, case, grad, last)
+    expected = definition(h, case, grad, last)
+    torch.testing.assert_close(found, expected, **TOLERANCE[torch.float32])
 
 
 @pytest.mark.parametrize("queries", [17, 40])
@@ -70,18 +75,22 @@ def test_more_queries_at_one_cut_than_a_block_takes(queries: int) -> None:
     torch.testing.assert_close(found, definition(h, case, grad), **TOLERANCE[torch.float32])
 
 
+@pytest.mark.parametrize("last", [NEVER, 7])
 @pytest.mark.parametrize("cuts", [[30] * 16 + [0] * 44, [40] * 44 + [5] * 16])
-def test_a_walk_ends_whatever_the_cuts(cuts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_walk_ends_whatever_the_cuts(
+    cuts: list[int], last: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     case = CASES[0]
     monkeypatch.setattr(torch, "empty", torch.zeros)
     monkeypatch.setattr(torch.Tensor, "new_empty", torch.Tensor.new_zeros)
     h = draw([40], case, queries=60)
     h.cuts.copy_(torch.tensor(cuts))
-    interest, grad = walk(h, case, torch.ones_like(h.queries))
+    interest, grad = walk(h, case, torch.ones_like(h.queries), last)
     assert interest.shape == h.queries.shape
     assert grad.shape == h.values.shape
 
 
+@pytest.mark.parametrize("last", [NEVER, 10])
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -95,12 +104,12 @@ def test_a_walk_ends_whatever_the_cuts(cuts: list[int], monkeypatch: pytest.Monk
     ids=str,
 )
 def test_wrong_cuts_and_offsets_touch_nothing_outside(
-    wrong: dict[str, list[int]], fence: Fence, monkeypatch: pytest.MonkeyPatch
+    wrong: dict[str, list[int]], last: int, fence: Fence, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shorten_pieces(monkeypatch, 16)
     h = draw([20, 12], CASES[0], queries=20)
     h = replace(h, **{name: torch.tensor(x, device=DEVICE) for name, x in wrong.items()})
     h = replace(h, **{name: fence.around(tensor) for name, tensor in vars(h).items()})
-    for x in walk(h, CASES[0], fence.around(torch.ones_like(h.queries))):
+    for x in walk(h, CASES[0], fence.around(torch.ones_like(h.queries)), last):
         assert x.isfinite().all()  # what lies in margins is not
     fence.assert_whole()

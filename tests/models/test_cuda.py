@@ -71,10 +71,10 @@ def test_autocast_moves_no_bucket_of_the_rows_it_rounded() -> None:
 
 
 def _gradients(
-    forward: torch.nn.Module, model: ClickModel, users: TensorBatch
+    forward: torch.nn.Module, model: ClickModel, users: TensorBatch, mixed: bool = True
 ) -> dict[str, torch.Tensor]:
     model.zero_grad(set_to_none=True)
-    with mixed_precision(torch.device("cuda")):
+    with mixed_precision(torch.device("cuda" if mixed else "cpu")):
         logits = forward(users)
     torch.nn.functional.binary_cross_entropy_with_logits(logits, users.labels).backward()
     found = {name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None}
@@ -88,10 +88,12 @@ def test_compiled_training_is_eager_training(encoder: str) -> None:
     for lengths in ((30, 0, 7), (100, 3), (20, 20, 20, 41)):
         users = concatenate([random_user(s, n_behaviours=n) for s, n in enumerate(lengths)])
         found = _gradients(forward, model, users.to("cuda"))
-        expected = _gradients(model, model, users.to("cuda"))
-        for name, value in expected.items():
-            error = (found[name] - value).norm() / value.norm().clamp(min=1e-6)
-            assert error < 0.05, name  # one pass rounds to bfloat16 where the other does not
+        eager = _gradients(model, model, users.to("cuda"))
+        exact = _gradients(model, model, users.to("cuda"), mixed=False)
+        for name, value in exact.items():
+            # One pass rounds to bfloat16 where the other does not; neither is the better one.
+            apart, rounding = (found[name] - eager[name]).norm(), (eager[name] - value).norm()
+            assert apart <= 2 * rounding + 0.02 * value.norm() + 1e-6, name
 
 
 @pytest.mark.parametrize("encoder", ["sdim", "sdim_long_short", "full_target_attention"])

@@ -27,9 +27,8 @@ def attend_at(
     packed = pack_codes(values, planes, tau, prepared)
     query_packed = pack_codes(queries, planes, tau, shared)
     history = (values, offsets, packed, query_packed, query_offsets, cuts, packing)
-    if packing.why_no_walk(values, last) is None:
-        return walk.attend_at(*history), packed, query_packed
-    return pairs.attend_at(*history, _limit(last)), packed, query_packed
+    algorithm = walk if packing.why_no_walk(values) is None else pairs
+    return algorithm.attend_at(*history, _limit(last)), packed, query_packed
 
 
 def attend_at_backward(
@@ -46,10 +45,10 @@ def attend_at_backward(
 ) -> Tensor:
     """Return the gradient of the behaviours `[N, D]` in their dtype."""
     packing = Packing(tau, groups)
-    history = (values.contiguous(), offsets, packed, query_packed, query_offsets, cuts)
-    if packing.why_no_walk(values, last) is None:
-        return walk.attend_at_backward(grad.contiguous(), *history, packing)
-    return pairs.attend_at_backward(grad.contiguous(), *history, packing, _limit(last))
+    history = (values.contiguous(), offsets, packed, query_packed, query_offsets, cuts, packing)
+    algorithm = walk if packing.why_no_walk(values) is None else pairs
+    found: Tensor = algorithm.attend_at_backward(grad.contiguous(), *history, _limit(last))
+    return found
 
 
 def _limit(last: int | None) -> int:

@@ -36,6 +36,7 @@ from hashtab.kernels.sdim.triton.sums import (
 )
 
 TILE = 4096  # rows of a piece; their partial sums are a sixteenth of them
+_SHORTER = 4  # times, pieces of float32: tensor cores cut sums off, which three parts show sooner
 
 
 @triton.jit
@@ -247,8 +248,9 @@ def encode(values: Tensor, offsets: Tensor, planes: Tensor, tau: int) -> tuple[T
     if users == 0:
         return table, packed
     width = packing.groups * 2**tau * size
-    partial = partial_sums(rows, TILE, width, values)
-    _encode[slots(users, rows, TILE), blocks](
+    tile = TILE // _SHORTER if values.dtype == torch.float32 else TILE
+    partial = partial_sums(rows, tile, width, values)
+    _encode[slots(users, rows, tile), blocks](
         values.contiguous(),
         offsets,
         prepared,
@@ -266,7 +268,7 @@ def encode(values: Tensor, offsets: Tensor, planes: Tensor, tau: int) -> tuple[T
         WORDS=packing.words,
         SIZE=padded_size(size),
         COLUMNS=columns,
-        TILE=TILE,
+        TILE=tile,
         HASH=fused,
         ALONE=True,
         PRODUCTS=products_of(planes, values.dtype),
@@ -275,7 +277,7 @@ def encode(values: Tensor, offsets: Tensor, planes: Tensor, tau: int) -> tuple[T
     )
     block = 1024
     _add_pieces[users, triton.cdiv(width, block)](
-        offsets, partial, table, rows, width, TILE=TILE, BLOCK=block, num_warps=4
+        offsets, partial, table, rows, width, TILE=tile, BLOCK=block, num_warps=4
     )
     return table, packed
 

@@ -9,9 +9,14 @@ pieces come from earlier ones' sums.
 Backward walks in reverse, and takes behaviours out of the table again. All candidates of a request
 share the sums S that it met: the gradient of a bucket is `(U - (u . U) u) / (G |S|)`, u = S / |S|,
 U the sum of the gradients of the candidates in it. A behaviour collects those of later requests.
+
+Where queries see the latest `last` behaviours only, the table loses one behaviour for each that it
+gains, and a behaviour collects what requests after it give, less what those give that see it no
+more. A walk of its own stores the latter before.
 """
 
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import triton
@@ -54,6 +59,12 @@ def _cut(cuts, query, there, missing, origin, length):
 
 
 @triton.jit
+def _inverse_norm_of_sums(square, most):
+    """Return 1 / sqrt(square), 0 where that is rounding left by what was taken out."""
+    return tl.where(square > most * _NOTHING, inverse_norm(square), 0.0)
+
+
+@triton.jit
 def _members(
     codes,
     skipped,
@@ -75,6 +86,59 @@ def _members(
 
 
 @triton.jit
+def _load_behaviours(
+    values,
+    packed,
+    row,
+    there,
+    size: tl.constexpr,
+    GROUPS: tl.constexpr,
+    BITS: tl.constexpr,
+    TAU: tl.constexpr,
+    WORDS: tl.constexpr,
+    SIZE: tl.constexpr,
+    LENGTH: tl.constexpr,
+):
+    """Return behaviours `[LENGTH, SIZE]` and their codes, zeros where they are not there."""
+    column = tl.arange(0, SIZE)
+    mask = there[:, None]
+    if size != SIZE:
+        mask = mask & (column < size)[None, :]
+    x = tl.load(values + row[:, None] * size + column[None, :], mask=mask, other=0.0)
+    return x, load_codes(packed, row, there, GROUPS, BITS, TAU, WORDS, LENGTH)
+
+
+@triton.jit
+def _add_range(
+    table,
+    values,
+    packed,
+    begin,
+    end,
+    skipped,
+    size: tl.constexpr,
+    GROUPS: tl.constexpr,
+    BITS: tl.constexpr,
+    TAU: tl.constexpr,
+    WORDS: tl.constexpr,
+    SIZE: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    LENGTH: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Return `table` plus the behaviours from `begin` up to `end`."""
+    for start in range(begin, end, LENGTH):
+        row = start + tl.arange(0, LENGTH)
+        x, codes = _load_behaviours(
+            values, packed, row, row < end, size, GROUPS, BITS, TAU, WORDS, SIZE, LENGTH
+        )
+        member = _members(codes, skipped, GROUPS, 1 << TAU, COLUMNS, OPERAND, PRECISION)
+        table = tl.dot(member, x.to(OPERAND), table, input_precision=PRECISION)
+    return table
+
+
+@triton.jit
 def _load_table(
     tables,
     offsets,
@@ -92,7 +156,52 @@ def _load_table(
     return load_rows(tables + place, tl.arange(0, COLUMNS), lines, size, SIZE)
 
 
-@triton.jit(do_not_specialize=UNSPECIALIZED)
+@triton.jit
+def _table_before(
+    tables,
+    values,
+    packed,
+    offsets,
+    user,
+    rows,
+    origin,
+    low,
+    skipped,
+    lines,
+    size: tl.constexpr,
+    GROUPS: tl.constexpr,
+    BITS: tl.constexpr,
+    TAU: tl.constexpr,
+    WORDS: tl.constexpr,
+    SIZE: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    TILE: tl.constexpr,
+    LENGTH: tl.constexpr,
+    LIMITED: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Return the sums of a user's behaviours before the piece at `origin`, if LIMITED from `low`.
+
+    `tables` hold that for each piece. If LIMITED, they hold each piece's own sums; those from `low`
+    on are added, and the behaviours of the piece that `low` cuts apart. `values` and `packed` begin
+    with the piece.
+    """
+    if not LIMITED:
+        return _load_table(tables, offsets, user, rows, origin, lines, size, SIZE, COLUMNS, TILE)
+    table = tl.zeros([COLUMNS, SIZE], tl.float32)
+    whole = (low + TILE - 1) // TILE
+    for index in range(whole, origin // TILE):
+        table += _load_table(
+            tables, offsets, user, rows, index * TILE, lines, size, SIZE, COLUMNS, TILE
+        )
+    return _add_range(
+        table, values, packed, low - origin, whole * TILE - origin, skipped, size, GROUPS, BITS,
+        TAU, WORDS, SIZE, COLUMNS, LENGTH, OPERAND, PRECISION,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=[*UNSPECIALIZED, "last"])
 def _walk(
     values,
     offsets,
@@ -105,6 +214,7 @@ def _walk(
     users,
     rows,
     queries,
+    last,
     skipped,
     lines,
     size: tl.constexpr,
@@ -118,16 +228,21 @@ def _walk(
     QUERIES: tl.constexpr,
     TILE: tl.constexpr,
     LENGTH: tl.constexpr,
+    LIMITED: tl.constexpr,
     ADD: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Answer queries from `lines` rows of tables behind the skipped, or add to answers (ADD)."""
+    """Answer queries from `lines` rows of tables behind the skipped, or add to answers (ADD).
+
+    If LIMITED, a query sees the latest `last` behaviours before its cut.
+    """
     user, begin, end, alone = piece(offsets, users, rows, TILE)
     if (begin >= end) & (alone == 0):
         return
     first, behind = span(offsets, user, rows)
     origin = begin - first
+    last = tl.cast(last, tl.int64)
     query, behind_query = _queries_of_piece(
         cuts, query_offsets, user, queries, origin, end - first, begin == first, end == behind
     )
@@ -135,28 +250,41 @@ def _walk(
         return
     BUCKETS: tl.constexpr = 1 << TAU
     length = tl.cast(end - begin, tl.int32)
-    table = tl.zeros([COLUMNS, SIZE], tl.float32)
-    if (origin > 0) & (rows > TILE):
-        table = _load_table(tables, offsets, user, rows, origin, lines, size, SIZE, COLUMNS,
-                            TILE)  # fmt: skip
     values += begin * size
     packed += begin * WORDS
+    table = tl.zeros([COLUMNS, SIZE], tl.float32)
+    if (origin > 0) & (rows > TILE):
+        table = _table_before(
+            tables, values, packed, offsets, user, rows, origin, tl.maximum(origin - last, 0),
+            skipped, lines, size, GROUPS, BITS, TAU, WORDS, SIZE, COLUMNS, TILE, LENGTH, LIMITED,
+            OPERAND, PRECISION,
+        )  # fmt: skip
+    most = tl.zeros([COLUMNS], tl.float32)
     inner = tl.arange(0, LENGTH)
     column = tl.arange(0, SIZE)
     start = tl.cast(0, tl.int32)
-    x_next = load_rows(values, inner, length, size, SIZE)
-    codes_next = load_codes(packed, inner, inner < length, GROUPS, BITS, TAU, WORDS, LENGTH)
+    x_next, codes_next = _load_behaviours(
+        values, packed, inner, inner < length, size, GROUPS, BITS, TAU, WORDS, SIZE, LENGTH
+    )
     cut = _cut(cuts, query, query < behind_query, _NEVER, origin, length)
     while query < behind_query:
         stop = tl.minimum(start + LENGTH, tl.maximum(cut, start))
-        added = (start + inner < stop)[:, None]
-        x = tl.where(added, x_next, 0.0).to(OPERAND)
-        codes = tl.where(added, codes_next, -1)
-        row = stop + inner
-        x_next = load_rows(values, row, length, size, SIZE)
-        codes_next = load_codes(packed, row, row < length, GROUPS, BITS, TAU, WORDS, LENGTH)
-        member = _members(codes, skipped, GROUPS, BUCKETS, COLUMNS, OPERAND, PRECISION)
+        row = start + inner
+        x = tl.where((row < stop)[:, None], x_next, 0.0).to(OPERAND)
+        member = _members(codes_next, skipped, GROUPS, BUCKETS, COLUMNS, OPERAND, PRECISION)
+        after = stop + inner
+        x_next, codes_next = _load_behaviours(
+            values, packed, after, after < length, size, GROUPS, BITS, TAU, WORDS, SIZE, LENGTH
+        )
         table = tl.dot(member, x, table, input_precision=PRECISION)
+        if LIMITED and origin + stop > last:
+            most = tl.maximum(most, tl.sum(table * table, 1))
+            x, codes = _load_behaviours(
+                values, packed, row - last, (row < stop) & (origin + row >= last), size,
+                GROUPS, BITS, TAU, WORDS, SIZE, LENGTH,
+            )  # fmt: skip
+            member = _members(codes, skipped, GROUPS, BUCKETS, COLUMNS, OPERAND, PRECISION)
+            table = tl.dot(member, -x.to(OPERAND), table, input_precision=PRECISION)
         if cut <= stop:
             several = query + tl.arange(0, QUERIES)
             at = _cut(cuts, several, several < behind_query, _NEVER, origin, length)
@@ -165,7 +293,7 @@ def _walk(
                 query_packed, several, here, groups, GROUPS, BITS, TAU, WORDS, QUERIES
             )
             asked = _members(wanted, skipped, GROUPS, BUCKETS, COLUMNS, OPERAND, PRECISION)
-            scale = inverse_norm(tl.sum(table * table, 1)) / groups
+            scale = _inverse_norm_of_sums(tl.sum(table * table, 1), most) / groups
             unit = (table * scale[:, None]).to(OPERAND)
             mean_t = tl.dot(tl.trans(unit), asked, input_precision=PRECISION)
             target = interest + several[None, :] * size + column[:, None]
@@ -178,7 +306,7 @@ def _walk(
         start = stop
 
 
-@triton.jit(do_not_specialize=UNSPECIALIZED)
+@triton.jit(do_not_specialize=[*UNSPECIALIZED, "last"])
 def _walk_back(
     grad,
     values,
@@ -193,6 +321,7 @@ def _walk_back(
     users,
     rows,
     queries,
+    last,
     skipped,
     lines,
     size: tl.constexpr,
@@ -206,7 +335,9 @@ def _walk_back(
     QUERIES: tl.constexpr,
     TILE: tl.constexpr,
     LENGTH: tl.constexpr,
+    LIMITED: tl.constexpr,
     EMIT: tl.constexpr,
+    FALLEN: tl.constexpr,
     ADD: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -215,6 +346,9 @@ def _walk_back(
 
     The latter is for users of several pieces, whose earlier pieces need it of all later ones. Of
     `lines` rows of tables, behind the skipped; with ADD gradients are added to those there are.
+
+    If LIMITED, FALLEN comes first and stores what a behaviour loses to requests that see it no
+    more, and the others add to that.
     """
     user, begin, end, alone = piece(offsets, users, rows, TILE)
     if begin >= end:
@@ -223,6 +357,9 @@ def _walk_back(
         return
     first, behind = span(offsets, user, rows)
     origin = begin - first
+    last = tl.cast(last, tl.int64)
+    if FALLEN and behind - first <= last:
+        return
     low_query, behind_query = _queries_of_piece(
         cuts, query_offsets, user, queries, origin, end - first, begin == first, end == behind
     )
@@ -235,26 +372,29 @@ def _walk_back(
     inner = tl.arange(0, LENGTH)
     table = tl.zeros([COLUMNS, SIZE], tl.float32)
     later = tl.zeros([COLUMNS, SIZE], tl.float32)
+    low = tl.maximum(end - first - last, 0) if LIMITED else tl.cast(0, tl.int64)
     if (alone == 0) & (rows > TILE):
         if origin > 0:
-            table = _load_table(tables, offsets, user, rows, origin, lines, size, SIZE, COLUMNS,
-                                TILE)  # fmt: skip
+            table = _table_before(
+                tables, values, packed, offsets, user, rows, origin, tl.minimum(low, origin),
+                skipped, lines, size, GROUPS, BITS, TAU, WORDS, SIZE, COLUMNS, TILE, LENGTH,
+                LIMITED, OPERAND, PRECISION,
+            )  # fmt: skip
         if EMIT:
             later = _load_table(laters, offsets, user, rows, origin, lines, size, SIZE, COLUMNS,
                                 TILE)  # fmt: skip
-    for start in range(0, length, LENGTH):
-        row = start + inner
-        x = load_rows(values, row, length, size, SIZE).to(OPERAND)
-        codes = load_codes(packed, row, row < length, GROUPS, BITS, TAU, WORDS, LENGTH)
-        member = _members(codes, skipped, GROUPS, BUCKETS, COLUMNS, OPERAND, PRECISION)
-        table = tl.dot(member, x, table, input_precision=PRECISION)
+    table = _add_range(
+        table, values, packed, tl.cast(tl.maximum(low - origin, 0), tl.int32), length, skipped,
+        size, GROUPS, BITS, TAU, WORDS, SIZE, COLUMNS, LENGTH, OPERAND, PRECISION,
+    )  # fmt: skip
 
     most = tl.sum(table * table, 1)
     minus = -table  # to which a product can add what is taken out
     query = behind_query - 1
     stop = length
-    x_next, codes_next = _load_before(
-        values, packed, stop, size, GROUPS, BITS, TAU, WORDS, SIZE, LENGTH
+    row = stop - LENGTH + inner
+    x_next, codes_next = _load_behaviours(
+        values, packed, row, row >= 0, size, GROUPS, BITS, TAU, WORDS, SIZE, LENGTH
     )
     cut = _cut(cuts, query, query >= low_query, -1, origin, length)
     while stop > 0:
@@ -273,7 +413,7 @@ def _walk_back(
             ).to(OPERAND)
             square = tl.sum(minus * minus, 1)
             most = tl.maximum(most, square)
-            scale = tl.where(square > most * _NOTHING, inverse_norm(square), 0.0)
+            scale = _inverse_norm_of_sums(square, most)
             weight = (scale / groups).to(OPERAND)
             products = tl.dot(minus.to(OPERAND), tl.trans(upstream), input_precision=PRECISION)
             along = tl.sum(asked.to(tl.float32) * products, 1)
@@ -285,21 +425,37 @@ def _walk_back(
         if cut < stop:
             start = tl.maximum(tl.maximum(stop - LENGTH, cut), 0)
             row = stop - LENGTH + inner
-            taken = (row >= start)[:, None]
-            x = tl.where(taken, x_next, 0.0).to(OPERAND)
-            codes = tl.where(taken, codes_next, -1)
-            x_next, codes_next = _load_before(
-                values, packed, start, size, GROUPS, BITS, TAU, WORDS, SIZE, LENGTH
+            x = tl.where((row >= start)[:, None], x_next, 0.0).to(OPERAND)
+            member = _members(codes_next, skipped, GROUPS, BUCKETS, COLUMNS, OPERAND, PRECISION)
+            before = start - LENGTH + inner
+            x_next, codes_next = _load_behaviours(
+                values, packed, before, before >= 0, size, GROUPS, BITS, TAU, WORDS, SIZE, LENGTH
             )
-            member = _members(codes, skipped, GROUPS, BUCKETS, COLUMNS, OPERAND, PRECISION)
-            if EMIT:
-                found_t = tl.dot(tl.trans(later.to(OPERAND)), member, input_precision=PRECISION)
-                target = grad_values + row[None, :] * size + column[:, None]
-                mask = (row >= start)[None, :] & (column < size)[:, None]
-                if ADD:
-                    found_t += tl.load(target, mask=mask, other=0.0).to(tl.float32)
-                tl.store(target, found_t, mask=mask)
             minus = tl.dot(member, x, minus, input_precision=PRECISION)
+            if LIMITED and origin + stop > last:
+                seen_no_more = (row >= start) & (origin + row >= last)
+                x, codes = _load_behaviours(
+                    values, packed, row - last, seen_no_more, size, GROUPS, BITS, TAU, WORDS,
+                    SIZE, LENGTH,
+                )  # fmt: skip
+                back = _members(codes, skipped, GROUPS, BUCKETS, COLUMNS, OPERAND, PRECISION)
+                minus = tl.dot(back, -x.to(OPERAND), minus, input_precision=PRECISION)
+                most = tl.maximum(most, tl.sum(minus * minus, 1))
+                if FALLEN:
+                    found_t = tl.dot(tl.trans(-later.to(OPERAND)), back, input_precision=PRECISION)
+                    _store_gradients(
+                        grad_values, found_t, row - last, seen_no_more, seen_no_more, size,
+                        SIZE, ADD,
+                    )  # fmt: skip
+            if EMIT and not FALLEN:
+                found_t = tl.dot(tl.trans(later.to(OPERAND)), member, input_precision=PRECISION)
+                there = row >= start
+                stored = there
+                if LIMITED and not ADD:
+                    stored = there & (begin + row + last < behind)
+                _store_gradients(
+                    grad_values, found_t, row, there, stored, size, SIZE, ADD or LIMITED
+                )
             stop = start
     if not EMIT:
         place = partial_of(offsets, user, rows, origin // TILE, TILE) * lines * size
@@ -308,24 +464,23 @@ def _walk_back(
 
 
 @triton.jit
-def _load_before(
-    values,
-    packed,
-    stop,
+def _store_gradients(
+    grad_values,
+    found_t,
+    row,
+    there,
+    stored,
     size: tl.constexpr,
-    GROUPS: tl.constexpr,
-    BITS: tl.constexpr,
-    TAU: tl.constexpr,
-    WORDS: tl.constexpr,
     SIZE: tl.constexpr,
-    LENGTH: tl.constexpr,
+    ADD: tl.constexpr,
 ):
-    """Return the LENGTH behaviours before `stop` and their codes, zeros before the first."""
-    row = stop - LENGTH + tl.arange(0, LENGTH)
+    """Store `[SIZE, LENGTH]` as rows that are there, with ADD plus what is stored of them."""
     column = tl.arange(0, SIZE)
-    mask = (row >= 0)[:, None] & (column < size)[None, :]
-    x = tl.load(values + row[:, None] * size + column[None, :], mask=mask, other=0.0)
-    return x, load_codes(packed, row, row >= 0, GROUPS, BITS, TAU, WORDS, LENGTH)
+    target = grad_values + row[None, :] * size + column[:, None]
+    within = (column < size)[:, None]
+    if ADD:
+        found_t += tl.load(target, mask=stored[None, :] & within, other=0.0).to(tl.float32)
+    tl.store(target, found_t, mask=there[None, :] & within)
 
 
 @triton.jit
@@ -357,19 +512,21 @@ def attend_at(
     query_offsets: Tensor,
     cuts: Tensor,
     packing: Packing,
+    last: int,
 ) -> Tensor:
     """Return the interests `[Q, D]` in the dtype of the values."""
     (rows, size), queries, users = values.shape, cuts.shape[0], offsets.shape[0] - 1
     shares = _shares(packing, size)
-    interest = values.new_empty(queries, size, dtype=_sums_dtype(values, shares))
+    dtype = values.dtype if len(shares) == 1 else torch.float32
+    interest = values.new_empty(queries, size, dtype=dtype)
     if queries == 0:
         return interest.to(values.dtype)
-    for skipped, lines in shares:
-        tables = _tables(values, offsets, packed, packing, skipped, lines)
+    for share in shares:
+        tables = _tables(values, offsets, packed, packing, share, last)
         _walk[(slots(users, rows, TILE),)](
             values, offsets, packed, query_packed, query_offsets, cuts, tables, interest,
-            users, rows, queries, skipped, lines, size, packing.groups, ADD=skipped > 0,
-            **_code(packing, size, values.dtype), **_shape(size),
+            users, rows, queries, last, *share, size, packing.groups,
+            **_code(packing, values, share, last), **_shape(size),
         )  # fmt: skip
     return interest.to(values.dtype)
 
@@ -383,27 +540,31 @@ def attend_at_backward(
     query_offsets: Tensor,
     cuts: Tensor,
     packing: Packing,
+    last: int,
 ) -> Tensor:
     """Return the gradient of the behaviours `[N, D]` in their dtype."""
     (rows, size), queries, users = values.shape, cuts.shape[0], offsets.shape[0] - 1
     shares = _shares(packing, size)
-    out = values.new_empty(values.shape, dtype=_sums_dtype(values, shares))
+    dtype = values.dtype if len(shares) == 1 and last >= rows else torch.float32
+    out = values.new_empty(values.shape, dtype=dtype)
     if out.numel() == 0:
         return out.to(values.dtype)
     grid = (slots(users, rows, TILE),)
-    for skipped, lines in shares:
-        tables = _tables(values, offsets, packed, packing, skipped, lines)
+    for share in shares:
+        tables = _tables(values, offsets, packed, packing, share, last)
         laters = torch.empty_like(tables)
         walk_back = partial(
             _walk_back[grid],
             grad, values, offsets, packed, query_packed, query_offsets, cuts, tables, laters, out,
-            users, rows, queries, skipped, lines, size, packing.groups, ADD=skipped > 0,
-            **_code(packing, size, values.dtype), **_shape(size),
+            users, rows, queries, last, *share, size, packing.groups,
+            **_code(packing, values, share, last), **_shape(size),
         )  # fmt: skip
         if rows > TILE:
-            walk_back(EMIT=False)
+            walk_back(EMIT=False, FALLEN=False)
             _add_up(laters, offsets, rows, reverse=True)
-        walk_back(EMIT=True)
+        if last < rows:
+            walk_back(EMIT=True, FALLEN=True)
+        walk_back(EMIT=True, FALLEN=False)
     return out.to(values.dtype)
 
 
@@ -412,25 +573,33 @@ def _columns(size: int) -> int:
     return 128 if size <= 128 else 64
 
 
-def _shares(packing: Packing, size: int) -> list[tuple[int, int]]:
-    """Return how many rows of a table each walk skips, and how many it takes."""
+class _Share(NamedTuple):
+    """Rows of a table that a walk takes: how many, and how many it skips before them."""
+
+    skipped: int
+    lines: int
+
+
+def _shares(packing: Packing, size: int) -> list[_Share]:
     rows, columns = packing.groups << packing.tau, _columns(size)
-    return [(skipped, min(columns, rows - skipped)) for skipped in range(0, rows, columns)]
-
-
-def _sums_dtype(values: Tensor, shares: list[tuple[int, int]]) -> torch.dtype:
-    return values.dtype if len(shares) == 1 else torch.float32
+    return [_Share(skipped, min(columns, rows - skipped)) for skipped in range(0, rows, columns)]
 
 
 def _tables(
-    values: Tensor, offsets: Tensor, packed: Tensor, packing: Packing, skipped: int, lines: int
+    values: Tensor,
+    offsets: Tensor,
+    packed: Tensor,
+    packing: Packing,
+    share: _Share,
+    last: int,
 ) -> Tensor:
-    """Return rows of the tables at the begin of each piece of users who have several."""
+    """Return rows of tables, as `_table_before` reads them, of users who have several pieces."""
     rows = values.shape[0]
     if rows <= TILE:
         return values.new_empty(0, dtype=torch.float32)
-    tables = pieces_of_tables(values, offsets, packed, packing, TILE, skipped, lines)
-    _add_up(tables, offsets, rows, reverse=False)
+    tables = pieces_of_tables(values, offsets, packed, packing, TILE, *share)
+    if last >= rows:
+        _add_up(tables, offsets, rows, reverse=False)
     return tables
 
 
@@ -441,8 +610,8 @@ def _add_up(tables: Tensor, offsets: Tensor, rows: int, reverse: bool) -> None:
     )
 
 
-def _code(packing: Packing, size: int, dtype: torch.dtype) -> dict[str, object]:
-    exact = interpreted() or dtype != torch.bfloat16
+def _code(packing: Packing, values: Tensor, share: _Share, last: int) -> dict[str, object]:
+    (rows, size), exact = values.shape, interpreted() or values.dtype != torch.bfloat16
     return {
         "TAU": packing.tau,
         "BITS": packing.bits,
@@ -452,6 +621,8 @@ def _code(packing: Packing, size: int, dtype: torch.dtype) -> dict[str, object]:
         "COLUMNS": min(packing.padded_groups << packing.tau, _columns(size)),
         "QUERIES": 16,
         "TILE": TILE,
+        "LIMITED": last < rows,
+        "ADD": share.skipped > 0,
         "OPERAND": tl.float32 if exact else tl.bfloat16,
         "PRECISION": "ieee" if interpreted() else "tf32",
     }
