@@ -317,7 +317,7 @@ def _own_queries(
     else:
         user, begin, end = user_slot(query_offsets_ptr, users, number, QUERIES)
         begin = tl.maximum(begin, 0)
-        count = (tl.minimum(end, queries) - begin).to(tl.int32)
+        count = tl.maximum(tl.minimum(end, queries) - begin, 0).to(tl.int32)
     return user, begin, count
 
 

@@ -116,7 +116,7 @@ def read(
         raise ValueError(f"table must be [B, G, 2**tau, D] = {shape}, got {tuple(table.shape)}")
     if table.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"table must be float32 or float64, got {table.dtype}")
-    checks.check_same_device(table=table, queries=queries)
+    checks.check_same_device(table=table, queries=queries, planes=planes)
     if _choice(impl, planes, tau, table, queries) == "triton":
         return fused.read(table, queries, planes, tau)
     return apply(_Read, table, codes(queries, planes, tau, impl=impl), tau, impl)
@@ -151,6 +151,7 @@ def attend(
     _check_history(values, offsets, planes, tau, impl)
     checks.check_rows("queries", queries, "[B, C, D]", values.shape[1])
     checks.check_users("queries", queries.shape[0], offsets)
+    checks.check_same_device(values=values, queries=queries)
     if _choice(impl, planes, tau, values, queries) == "triton":
         return fused.attend(values, offsets, queries, planes, tau)
     candidates = queries.shape[1]
@@ -176,8 +177,12 @@ def attend_at(
 ) -> Tensor:
     """Return the interest of each query in its user's behaviours before the query's cut.
 
-    One walk over a history serves all of its queries, backward again: time and memory grow with
-    behaviours plus queries, not with their product; for backward, values and codes are kept.
+    One walk over a history serves all of its queries, backward again: memory grows with behaviours
+    plus queries, not with their product; for backward, values and codes are kept. So does time, but
+    on a GPU for codes that its walks are not for, of which `explain` says why.
+
+    Walks in bfloat16 take a bucket for empty in backward, and with `last`, while its sum is below
+    2^-16 of the most that it has been: that is rounding which others left.
 
     Args:
         values: `[N, D]`, behaviours in time order within a user.

@@ -42,19 +42,24 @@ class Packing(NamedTuple):
         """Return why walks over histories are not for such behaviours, or None if they are.
 
         Their products are of bfloat16, which Triton's interpreter cannot multiply, and of 16 groups
-        at least; a program holds 128 rows of a table in its registers, which on older GPUs spill,
+        at least; a program holds `walk_rows` of a table in registers, which on older GPUs spill,
         and with more than four walks masks are as fast.
         """
-        table = self.padded_groups << self.tau
+        table, most = self.padded_groups << self.tau, 4 * walk_rows(rows.shape[1])
         if rows.dtype != torch.bfloat16:
             return f"they are for bfloat16, not {rows.dtype}"
         if self.padded_groups < 16:
             return f"they are for 9 groups and more, got {self.groups}"
-        if table > 512:
-            return f"they are for tables of up to 512 rows, got {table}"
+        if table > most:
+            return f"they are for tables of up to {most} rows, got {table}"
         if rows.device.type == "cpu" or dispatch.capability(rows.device) < dispatch.HOPPER:
             return "they are for GPUs from compute capability 9.0"
         return None
+
+
+def walk_rows(size: int) -> int:
+    """Return how many rows `[size]` of a table a walk holds."""
+    return 128 if size <= 128 else 64
 
 
 def _power_of_two(n: int) -> int:

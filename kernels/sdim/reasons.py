@@ -64,7 +64,9 @@ def explain(
 
 
 def _algorithm(operator: Operator, rows: Tensor, planes: Tensor, tau: int, candidates: int) -> str:
-    packing = Packing(tau, planes.shape[1] // tau)
+    from hashtab.kernels.sdim.triton import attend, encode
+
+    size, packing = planes.shape[0], Packing(tau, planes.shape[1] // tau)
     if operator == "attend_at":
         reason = packing.why_no_walk(rows)
         if reason is None:
@@ -72,9 +74,19 @@ def _algorithm(operator: Operator, rows: Tensor, planes: Tensor, tau: int, candi
         return f"masks of queries and behaviours, not walks: {reason}"
     if operator == "attend" and fused.through_a_table(candidates, tau):
         return f"a table, for {candidates} candidates are more than its {2**tau} buckets a group"
-    return {
-        "codes": "a hash of all rows",
-        "encode": "one read of the behaviours into tables",
-        "read": "the rows of tables that candidates fall into",
-        "attend": "one read of the behaviours, without a table",
-    }[operator]
+    if operator == "attend":
+        blocks = attend.blocks_of(candidates, packing, size)
+        return f"{_reads(packing, size, blocks)}, without a table"
+    if operator == "encode":
+        return f"{_reads(packing, size, encode.blocks_of(packing, size))} into tables"
+    if operator == "read":
+        return "the rows of tables that candidates fall into"
+    return "a hash of all rows"
+
+
+def _reads(packing: Packing, size: int, blocks: int) -> str:
+    from hashtab.kernels.sdim.triton.hashing import hashes_within
+
+    if blocks <= 1 and hashes_within(packing, size):
+        return "one read of the behaviours"
+    return f"a hash of the behaviours and then {blocks} {'reads' if blocks > 1 else 'read'}"

@@ -16,7 +16,7 @@ _GRAPHS = 32
 def mixed_precision(device: torch.device) -> torch.autocast:
     """Return bfloat16 autocast for training on a GPU, and nothing on a CPU.
 
-    Embeddings reach the history encoder in bfloat16, hash planes and sums stay float32. Not for
+    Embeddings reach the history encoder in bfloat16; hash products and sums stay float32. Not for
     evaluation: there a model computes in float32, as it is served.
     """
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from hashtab.kernels import dense
 from hashtab.kernels.dense import reference, tiling, triton
-from tests.kernels.fused import error, upstream, worst_row
+from tests.kernels.fence import Fence
+from tests.kernels.fused import error, same_for_users, upstream, worst_row
 from tests.kernels.histories import Histories, offsets_of
 from tests.tolerances import TOLERANCE
 
@@ -174,7 +175,10 @@ def test_nothing_gives_nothing(lengths: list[int], counts: list[int]) -> None:
 
 
 @key_rows
-def test_the_same_bits_twice_and_whoever_else_is_there(shared: bool) -> None:
+def test_the_same_bits_twice_and_whoever_else_is_there(
+    shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(globals(), "upstream", same_for_users(5))
     h = draw([70, 33], torch.float32)
     twice = [attend(h, "triton", keys_of(h, shared)) for _ in range(2)]
     assert all(torch.equal(x, y) for x, y in zip(*twice, strict=True))
@@ -187,11 +191,11 @@ def test_the_same_bits_twice_and_whoever_else_is_there(shared: bool) -> None:
         cuts=h.cuts[5:],
     )
     together, single = attend(h, "triton"), attend(alone, "triton")
-    assert torch.equal(together[0][5:], single[0])
-    assert torch.equal(together[2][:70], attend(h, "triton")[2][:70])
+    for whole, part, before in zip(together, single, (5, 5, 70), strict=True):
+        assert torch.equal(whole[before:], part)
 
 
-def test_wrong_cuts_and_offsets_read_nothing_outside() -> None:
+def test_wrong_cuts_and_offsets_touch_nothing_outside(fence: Fence) -> None:
     h = draw([20, 12], torch.float32)
     clamped = [0, 0, 9, 20, 20, 0, 5, 12, 12, 12]
     wrong = [-3, -1, 9, 21, 2**40, 0, 5, 12, 13, 2**31]
@@ -201,8 +205,11 @@ def test_wrong_cuts_and_offsets_read_nothing_outside() -> None:
     )
     assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
     for name in ("offsets", "query_offsets"):
-        for bounds in ([0, -5, 500], [40, 3, 1], [-(2**40), 2**40, 2**41]):
-            attend(replace(h, **{name: torch.tensor(bounds, device=DEVICE)}), "triton")
+        for bounds in ([0, -5, 500], [40, 3, 1], [-(2**40), 2**40, 2**41], [0, 5, 40 - 2**32]):
+            off = replace(h, **{name: torch.tensor(bounds, device=DEVICE)})
+            off = replace(off, **{key: fence.around(tensor) for key, tensor in vars(off).items()})
+            attend(off, "triton")
+    fence.assert_whole()
 
 
 def test_float64_and_other_misfits_are_named() -> None:

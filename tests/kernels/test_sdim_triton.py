@@ -130,6 +130,18 @@ def test_planes_may_be_of_very_different_size(
         assert_codes(unpacked(packed, tau, groups)[: len(x)], x, planes, tau)
 
 
+@dtypes
+def test_a_product_of_exactly_zero_is_not_above_zero(dtype: torch.dtype) -> None:
+    few = torch.Generator().manual_seed(0)
+    x, planes = (
+        torch.randint(-3, 4, shape, generator=few).to(DEVICE) for shape in ((500, 24), (24, 48))
+    )
+    rows, normals = x.to(dtype), planes.float()
+    assert (rows.float() @ normals == 0).any()
+    expected = sdim.codes(rows, normals, 3, impl="reference")
+    assert torch.equal(sdim.codes(rows, normals, 3, impl="triton"), expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64, *DTYPES[2:]], ids=str)
 def test_planes_may_be_of_any_dtype(dtype: torch.dtype) -> None:
     x, planes = near_planes(40, SMALL)

@@ -13,8 +13,8 @@ from hashtab.kernels.core.dispatch import interpreted
 from hashtab.kernels.core.tiles import UNSPECIALIZED, slots, span
 from hashtab.kernels.sdim.packing import Packing
 from hashtab.kernels.sdim.triton.hashing import (
-    MOST_FUSED,
     codes_of,
+    hashes_within,
     load_codes,
     load_parts,
     load_wanted,
@@ -215,6 +215,8 @@ def _attend_backward(
     STAGES: tl.constexpr,
 ):
     user, begin, end, _ = piece(offsets, users, rows, TILE)
+    if begin >= end:
+        return
     column = tl.arange(0, SIZE)
     line = tl.arange(0, CANDIDATES * GROUPS)
     grad_values += begin * size
@@ -259,6 +261,12 @@ def _candidates_at_once(candidates: int, groups: int, size: int) -> int:
     return min(int(triton.next_power_of_2(candidates)), most)
 
 
+def blocks_of(candidates: int, packing: Packing, size: int) -> int:
+    """Return how many programs share the candidates of a user."""
+    at_once = _candidates_at_once(candidates, packing.padded_groups, size)
+    return int(triton.cdiv(candidates, at_once))
+
+
 def attend(
     values: Tensor, offsets: Tensor, queries: Tensor, planes: Tensor, tau: int, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -276,7 +284,8 @@ def attend(
     query_packed = pack_codes(queries.reshape(-1, size), planes, tau, shared)
     interest = values.new_empty(queries.shape)
     at_once = _candidates_at_once(candidates, groups, size)
-    fused = candidates <= at_once and packing.columns * padded_size(size) <= MOST_FUSED
+    blocks = blocks_of(candidates, packing, size)
+    fused = blocks <= 1 and hashes_within(packing, size)
     if fused:
         packed = query_packed.new_empty(rows if keep else 0, packing.words)
     else:
@@ -286,7 +295,7 @@ def attend(
     if interest.numel() == 0:
         return interest, packed if keep else packed[:0], query_packed, sums
     partial = partial_sums(rows, TILE, candidates * groups * size, values)
-    _attend[slots(users, rows, TILE), triton.cdiv(candidates, at_once)](
+    _attend[slots(users, rows, TILE), blocks](
         values.contiguous(),
         offsets,
         prepared,

@@ -1,7 +1,7 @@
 """Behaviours to bucket tables: hash, one-hot codes and bucket sums in one read of the history.
 
-A program makes the sums of at most `_COLUMNS` rows of a table. Where a table has more, behaviours
-are hashed once before, and several programs read them, from the GPU's cache.
+A program makes the sums of at most `columns_at_once` rows of a table. Where a table has more,
+behaviours are hashed once before, and several programs read them, from the GPU's cache.
 """
 
 import torch
@@ -13,8 +13,8 @@ from hashtab.kernels.core.dispatch import interpreted
 from hashtab.kernels.core.tiles import UNSPECIALIZED, slots, span
 from hashtab.kernels.sdim.packing import Packing
 from hashtab.kernels.sdim.triton.hashing import (
-    MOST_FUSED,
     codes_of,
+    hashes_within,
     load_codes,
     load_parts,
     pack,
@@ -35,7 +35,7 @@ from hashtab.kernels.sdim.triton.sums import (
     sum_of_pieces,
 )
 
-TILE = 4096  # rows of a piece; their partial sums are a sixteenth of them
+TILE = 4096  # rows of a piece; their partial sums are a sixteenth of them at 128 rows of a table
 _SHORTER = 4  # times, pieces of float32: tensor cores cut sums off, which three parts show sooner
 
 
@@ -232,14 +232,22 @@ def _gather_backward(
         tl.store(grad_values + row[:, None] * size + column[None, :], total, mask=mask)
 
 
+def _columns(packing: Packing, size: int) -> int:
+    return min(packing.padded_groups << packing.tau, columns_at_once(size))
+
+
+def blocks_of(packing: Packing, size: int) -> int:
+    """Return how many programs share the rows of a user's table."""
+    return int(triton.cdiv(packing.groups << packing.tau, _columns(packing, size)))
+
+
 def encode(values: Tensor, offsets: Tensor, planes: Tensor, tau: int) -> tuple[Tensor, Tensor]:
     """Return the table `[B, G, 2**tau, D]` float32 and the packed codes `[N, words]`."""
     (rows, size), users = values.shape, offsets.shape[0] - 1
     packing = Packing(tau, planes.shape[1] // tau)
     table = values.new_empty(users, packing.groups, 2**tau, size, dtype=torch.float32)
-    columns = min(packing.padded_groups << tau, columns_at_once(size))
-    blocks = triton.cdiv(packing.groups << tau, columns)
-    fused = blocks == 1 and packing.columns * padded_size(size) <= MOST_FUSED
+    columns, blocks = _columns(packing, size), blocks_of(packing, size)
+    fused = blocks == 1 and hashes_within(packing, size)
     prepared = prepare(planes, packing, values.dtype) if fused else planes
     if fused:
         packed = torch.empty(rows, packing.words, dtype=torch.int32, device=values.device)
@@ -296,7 +304,7 @@ def pieces_of_tables(
     Of `lines` rows of a table, behind those that are skipped, a multiple of `columns_at_once`.
     """
     (rows, size), users = values.shape, offsets.shape[0] - 1
-    columns = min(packing.padded_groups << packing.tau, columns_at_once(size))
+    columns = _columns(packing, size)
     partial = partial_sums(rows, tile, lines * size, values)
     _encode[slots(users, rows, tile), triton.cdiv(lines, columns)](
         values, offsets, packed, partial, packed, partial, users, rows, skipped, lines, size,

@@ -15,7 +15,7 @@ from hashtab.kernels.core.dispatch import interpreted
 from hashtab.kernels.sdim.packing import Packing
 from hashtab.kernels.sdim.triton.rows import load_rows, padded_size
 
-MOST_FUSED = 8192  # entries of planes whose three parts a program keeps beside the history
+_MOST_WITHIN = 8192  # entries of planes whose three parts a program keeps beside the history
 _MANY = 100_000  # rows, which fill a GPU with longer programs too
 _COLUMNS = 64  # products of a row that a program makes at once
 _TRITON_DTYPE = {
@@ -56,11 +56,20 @@ def products_of(planes: Tensor, dtype: torch.dtype) -> int:
 
 
 @triton.jit
+def _inverse_power_of_two(x):
+    """Return 1 over the largest power of two up to x, 1 where x is no ordinary number above 0."""
+    exponent = x.to(tl.int32, bitcast=True) >> 23
+    ordinary = (exponent > 0) & (exponent < 254)
+    return tl.where(ordinary, (254 - exponent) << 23, 127 << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def split(planes, DTYPE: tl.constexpr, PRODUCTS: tl.constexpr, EXACT: tl.constexpr):
     """Return the parts of planes `[SIZE, BITS * GROUPS]` float32 for products with `DTYPE`.
 
-    For a 16-bit type their sum has the planes' digits, or those of planes scaled to a largest
-    entry of 1 for float16 and its range, which changes no sign. Else they are the planes.
+    For a 16-bit type their sum has the planes' digits; for float16 and its range, planes are scaled
+    by powers of two to a largest entry of 1 to 2, of which those below 2^-24 lose digits. Else they
+    are the planes.
     """
     if EXACT or tl.float32 == DTYPE:
         return planes, planes, planes
@@ -68,8 +77,7 @@ def split(planes, DTYPE: tl.constexpr, PRODUCTS: tl.constexpr, EXACT: tl.constex
         same = planes.to(DTYPE)
         return same, same, same
     if tl.float16 == DTYPE:
-        top = tl.max(tl.abs(planes), 0)
-        planes = planes * (1.0 / tl.where(top > 0, top, 1.0))[None, :]
+        planes = planes * _inverse_power_of_two(tl.max(tl.abs(planes), 0))[None, :]
     high = planes.to(DTYPE)
     rest = planes - high.to(tl.float32)
     middle = rest.to(DTYPE)
@@ -280,6 +288,11 @@ def _hash(
             tl.store(codes + address, found, mask=mask)
 
 
+def hashes_within(packing: Packing, size: int) -> bool:
+    """Return whether a program that reads rows for something else can hash them on the way."""
+    return packing.columns * padded_size(size) <= _MOST_WITHIN
+
+
 def prepare(planes: Tensor, packing: Packing, dtype: torch.dtype) -> Tensor:
     """Return the planes' parts as programs load them for rows of `dtype`, `[3, SIZE, COLUMNS]`.
 
@@ -290,7 +303,7 @@ def prepare(planes: Tensor, packing: Packing, dtype: torch.dtype) -> Tensor:
     size = padded_size(planes.shape[0])
     kept = torch.float32 if interpreted() else dtype
     prepared = planes.new_empty(3, size, packing.columns, dtype=kept)
-    at_once = min(packing.padded_groups, max(1, MOST_FUSED // (size * packing.bits)))
+    at_once = min(packing.padded_groups, max(1, _MOST_WITHIN // (size * packing.bits)))
     _prepare[(packing.padded_groups // at_once,)](
         planes,
         prepared,

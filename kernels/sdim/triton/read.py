@@ -13,8 +13,8 @@ from hashtab.kernels.core.dispatch import interpreted
 from hashtab.kernels.sdim.packing import Packing
 from hashtab.kernels.sdim.triton.encode import one_hot
 from hashtab.kernels.sdim.triton.hashing import (
-    MOST_FUSED,
     codes_of,
+    hashes_within,
     load_codes,
     load_parts,
     pack,
@@ -96,10 +96,13 @@ def _read_large(
     LENGTH: tl.constexpr,
 ):
     """Read some of a user's candidates, one group after the other."""
-    user = tl.program_id(0).to(tl.int64)
-    row = tl.program_id(1) * LENGTH + tl.arange(0, LENGTH)
-    there = row < candidates
-    packed += user * candidates * WORDS
+    tiles = tl.cdiv(candidates, LENGTH)
+    user = (tl.program_id(0) // tiles).to(tl.int64)
+    first = tl.program_id(0) % tiles * LENGTH
+    row = tl.arange(0, LENGTH)
+    there = row < candidates - first
+    first_query = user * candidates + first
+    packed += first_query * WORDS
     mean = tl.zeros([LENGTH, SIZE], tl.float32)
     column = tl.arange(0, SIZE)
     mask = there[:, None] & (column < size)[None, :]
@@ -110,7 +113,8 @@ def _read_large(
         line = ((user * groups + group) << TAU) + code
         sums = tl.load(table + line[:, None] * size + column[None, :], mask=mask, other=0.0)
         mean += sums * inverse_norm(tl.sum(sums * sums, 1))[:, None]
-    store_rows(interest + user * candidates * size, row, candidates, mean / groups, size, SIZE)
+    target = interest + first_query * size
+    store_rows(target, row, candidates - first, mean / groups, size, SIZE)
 
 
 @triton.jit
@@ -139,10 +143,13 @@ def _read_backward(
     grad += user * candidates * size
     packed += user * candidates * WORDS
     upstream_t = tl.zeros([SIZE, COLUMNS], tl.float32)
+    row = tl.arange(0, LENGTH)
     for start in tl.range(0, candidates, LENGTH, num_stages=STAGES):
-        row = start + tl.arange(0, LENGTH)
-        x = load_rows(grad, row, candidates, size, SIZE)
-        codes = load_codes(packed, row, row < candidates, GROUPS, BITS, TAU, WORDS, LENGTH)
+        before, left = tl.cast(start, tl.int64), candidates - start
+        x = load_rows(grad + before * size, row, left, size, SIZE)
+        codes = load_codes(
+            packed + before * WORDS, row, row < left, GROUPS, BITS, TAU, WORDS, LENGTH
+        )
         member = one_hot(codes, first_column, LENGTH, GROUPS, BUCKETS, COLUMNS)
         upstream_t = add_products(upstream_t, x, member, PARTS)
     line, column = first_column + tl.arange(0, COLUMNS), tl.arange(0, SIZE)
@@ -165,11 +172,11 @@ def read(table: Tensor, queries: Tensor, planes: Tensor, tau: int) -> tuple[Tens
     rows = queries.reshape(-1, size).contiguous()
     shape = {"TAU": tau, "BITS": packing.bits, "WORDS": packing.words, "SIZE": padded_size(size)}
     small = packing.padded_groups << tau <= columns_at_once(size)
-    if not small or packing.columns * padded_size(size) > MOST_FUSED:
+    if not small or not hashes_within(packing, size):
         packed = pack_codes(rows, planes, tau)
         if interest.numel():
             length = 4 if interpreted() else max(4, 2048 // padded_size(size))
-            _read_large[users, triton.cdiv(candidates, length)](
+            _read_large[(users * triton.cdiv(candidates, length),)](
                 table, packed, interest, candidates, size, packing.groups, **shape,
                 LENGTH=length, num_warps=4,
             )  # fmt: skip

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from hashtab.kernels.core.dispatch import interpreted
 from hashtab.kernels.core.tiles import UNSPECIALIZED, first_above, slots, span
-from hashtab.kernels.sdim.packing import Packing
+from hashtab.kernels.sdim.packing import Packing, walk_rows
 from hashtab.kernels.sdim.triton.encode import pieces_of_tables
 from hashtab.kernels.sdim.triton.hashing import load_codes, load_wanted
 from hashtab.kernels.sdim.triton.rows import load_rows, padded_size
@@ -442,13 +442,13 @@ def _walk_back(
                 minus = tl.dot(back, -x.to(OPERAND), minus, input_precision=PRECISION)
                 most = tl.maximum(most, tl.sum(minus * minus, 1))
                 if FALLEN:
-                    found_t = tl.dot(tl.trans(-later.to(OPERAND)), back, input_precision=PRECISION)
+                    found_t = -_collect(later, back, LIMITED, OPERAND, PRECISION)
                     _store_gradients(
                         grad_values, found_t, row - last, seen_no_more, seen_no_more, size,
                         SIZE, ADD,
                     )  # fmt: skip
             if EMIT and not FALLEN:
-                found_t = tl.dot(tl.trans(later.to(OPERAND)), member, input_precision=PRECISION)
+                found_t = _collect(later, member, LIMITED, OPERAND, PRECISION)
                 there = row >= start
                 stored = there
                 if LIMITED and not ADD:
@@ -461,6 +461,20 @@ def _walk_back(
         place = partial_of(offsets, user, rows, origin // TILE, TILE) * lines * size
         inside = (line < lines)[:, None] & (column < size)[None, :]
         tl.store(laters + place + line[:, None] * size + column[None, :], later, mask=inside)
+
+
+@triton.jit
+def _collect(later, member, LIMITED: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
+    """Return `[SIZE, LENGTH]`: what behaviours collect of `later` `[COLUMNS, SIZE]`.
+
+    If LIMITED with twice the digits, for most of them are lost where a difference is small.
+    """
+    high = later.to(OPERAND)
+    if not LIMITED:
+        return tl.dot(tl.trans(high), member, input_precision=PRECISION)
+    low = (later - high.to(tl.float32)).to(OPERAND)
+    found_t = tl.dot(tl.trans(low), member, input_precision=PRECISION)
+    return tl.dot(tl.trans(high), member, found_t, input_precision=PRECISION)
 
 
 @triton.jit
@@ -568,11 +582,6 @@ def attend_at_backward(
     return out.to(values.dtype)
 
 
-def _columns(size: int) -> int:
-    """Return how many rows of a table a program holds."""
-    return 128 if size <= 128 else 64
-
-
 class _Share(NamedTuple):
     """Rows of a table that a walk takes: how many, and how many it skips before them."""
 
@@ -581,7 +590,7 @@ class _Share(NamedTuple):
 
 
 def _shares(packing: Packing, size: int) -> list[_Share]:
-    rows, columns = packing.groups << packing.tau, _columns(size)
+    rows, columns = packing.groups << packing.tau, walk_rows(size)
     return [_Share(skipped, min(columns, rows - skipped)) for skipped in range(0, rows, columns)]
 
 
@@ -618,7 +627,7 @@ def _code(packing: Packing, values: Tensor, share: _Share, last: int) -> dict[st
         "GROUPS": packing.padded_groups,
         "WORDS": packing.words,
         "SIZE": padded_size(size),
-        "COLUMNS": min(packing.padded_groups << packing.tau, _columns(size)),
+        "COLUMNS": min(packing.padded_groups << packing.tau, walk_rows(size)),
         "QUERIES": 16,
         "TILE": TILE,
         "LIMITED": last < rows,

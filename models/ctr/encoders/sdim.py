@@ -47,6 +47,7 @@ class HashSampledAttention(HistoryEncoder):
         self.looks_up = True
         drawn = torch.randn(size, planes, dtype=torch.float32)
         self.register_buffer("planes", drawn.bfloat16().float())
+        self._rounded = True
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         planes = self.planes
@@ -58,15 +59,9 @@ class HashSampledAttention(HistoryEncoder):
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, *arguments: Any
     ) -> None:
-        """Refuse planes that training would round and serving would not."""
+        """Load planes, and see whether they are bfloat16's."""
         super()._load_from_state_dict(state_dict, prefix, *arguments)
-        planes = state_dict.get(f"{prefix}planes")
-        if planes is not None and not torch.equal(planes.bfloat16().float(), planes.float()):
-            *_, errors = arguments
-            errors.append(
-                f"{prefix}planes have digits that bfloat16 has not, and would hash otherwise in "
-                "training than in serving: draw them as this encoder does, or train the model anew"
-            )
+        self._rounded = torch.equal(self.planes.bfloat16().float(), self.planes)
 
     def forward(self, users: EmbeddedUsers) -> Tensor:
         """Return `[Q, D]`."""
@@ -83,8 +78,12 @@ class HashSampledAttention(HistoryEncoder):
         )
 
     def _planes_for(self, rows: Tensor) -> Tensor:
-        """Return the planes in bfloat16 for rows of it, which have the same codes with them."""
-        return self.planes.to(rows.dtype) if rows.dtype == torch.bfloat16 else self.planes
+        """Return the planes in the dtype of rows that have the same codes with them."""
+        return (
+            self.planes.bfloat16()
+            if self._rounded and rows.dtype == torch.bfloat16
+            else self.planes
+        )
 
     def serve(self, users: ServedUsers) -> Tensor:
         """Return `[U, C, D]`: the kernel's `read` in operations that every runtime has.
