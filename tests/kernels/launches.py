@@ -141,7 +141,7 @@ _OPERATORS: dict[str, Callable[[Shape], object]] = {
 }
 _LARGE = Shape(torch.bfloat16, 128, 3, 16)
 _SHAPES = {  # by compute capability; few, for a kernel takes a second
-    80: [_LARGE, Shape(torch.float32, 64, 3, 16)],
+    80: [_LARGE, Shape(torch.bfloat16, 64, 3, 16), Shape(torch.float32, 64, 3, 16)],
     90: [
         Shape(torch.bfloat16, 64, 3, 16),
         Shape(torch.bfloat16, 64, 3, 16, planes_dtype=torch.bfloat16),

@@ -70,15 +70,16 @@ def test_autocast_moves_no_bucket_of_the_rows_it_rounded() -> None:
     torch.testing.assert_close(cast, plain, rtol=0, atol=0)
 
 
-def _gradients(
+def _step(
     forward: torch.nn.Module, model: ClickModel, users: TensorBatch, mixed: bool = True
-) -> dict[str, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return logits and the gradients of all parameters, one after the other."""
     model.zero_grad(set_to_none=True)
     with mixed_precision(torch.device("cuda" if mixed else "cpu")):
         logits = forward(users)
     torch.nn.functional.binary_cross_entropy_with_logits(logits, users.labels).backward()
-    found = {name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None}
-    return {"logits": logits.detach().cpu(), **found}
+    grads = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+    return logits.detach().float(), torch.cat(grads)
 
 
 @pytest.mark.parametrize("encoder", [name for name in sorted(ENCODERS) if name != "din"])
@@ -87,13 +88,12 @@ def test_compiled_training_is_eager_training(encoder: str) -> None:
     forward = compiled(model)
     for lengths in ((30, 0, 7), (100, 3), (20, 20, 20, 41)):
         users = concatenate([random_user(s, n_behaviours=n) for s, n in enumerate(lengths)])
-        found = _gradients(forward, model, users.to("cuda"))
-        eager = _gradients(model, model, users.to("cuda"))
-        exact = _gradients(model, model, users.to("cuda"), mixed=False)
-        for name, value in exact.items():
-            # One pass rounds to bfloat16 where the other does not; neither is the better one.
-            apart, rounding = (found[name] - eager[name]).norm(), (eager[name] - value).norm()
-            assert apart <= 2 * rounding + 0.02 * value.norm() + 1e-6, name
+        steps = (_step(forward, model, users.to("cuda")), _step(model, model, users.to("cuda")))
+        exact = _step(model, model, users.to("cuda"), mixed=False)
+        for found, eager, value in zip(*steps, exact, strict=True):
+            # One rounds to bfloat16 where the other does not, and a hidden unit may turn by it.
+            apart, rounding = (found - eager).norm(), (eager - value).norm()
+            assert apart <= 2 * rounding + 0.02 * value.norm()
 
 
 @pytest.mark.parametrize("encoder", ["sdim", "sdim_long_short", "full_target_attention"])

@@ -258,7 +258,7 @@ def _attend_backward(
 
 def _candidates_at_once(candidates: int, groups: int, size: int) -> int:
     most = max(1, columns_at_once(size) // groups)
-    return min(int(triton.next_power_of_2(candidates)), most)
+    return max(1, min(int(triton.next_power_of_2(candidates)), most))
 
 
 def blocks_of(candidates: int, packing: Packing, size: int) -> int:

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hashtab.kernels.core import dispatch
 from hashtab.kernels.core.dispatch import interpreted
 from hashtab.kernels.core.tiles import UNSPECIALIZED, slots, span
 from hashtab.kernels.sdim.packing import Packing
@@ -25,9 +26,11 @@ from hashtab.kernels.sdim.triton.hashing import (
 )
 from hashtab.kernels.sdim.triton.rows import load_rows, padded_size, store_rows
 from hashtab.kernels.sdim.triton.sums import (
-    add_products,
+    add_members,
     collect,
     columns_at_once,
+    members,
+    one_hot,
     partial_of,
     partial_sums,
     parts,
@@ -37,39 +40,6 @@ from hashtab.kernels.sdim.triton.sums import (
 
 TILE = 4096  # rows of a piece; their partial sums are a sixteenth of them at 128 rows of a table
 _SHORTER = 4  # times, pieces of float32: tensor cores cut sums off, which three parts show sooner
-
-
-@triton.jit
-def one_hot(
-    codes,
-    first_column,
-    LENGTH: tl.constexpr,
-    GROUPS: tl.constexpr,
-    BUCKETS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    """Return `[LENGTH, COLUMNS]`, whether a behaviour lies in the table's row.
-
-    Columns count rows of a table `[GROUPS, BUCKETS]` from `first_column` on, a multiple of COLUMNS.
-    """
-    if COLUMNS >= BUCKETS:
-        HELD: tl.constexpr = COLUMNS // BUCKETS
-        bucket = tl.arange(0, BUCKETS)
-        if HELD == GROUPS:
-            return tl.reshape(codes[:, :, None] == bucket[None, None, :], [LENGTH, COLUMNS])
-        held = _pick(codes, first_column // BUCKETS, LENGTH, GROUPS, HELD)
-        return tl.reshape(held[:, :, None] == bucket[None, None, :], [LENGTH, COLUMNS])
-    group, first = first_column // BUCKETS, first_column % BUCKETS
-    code = tl.sum(tl.where(tl.arange(0, GROUPS)[None, :] == group, codes, 0), 1)
-    return code[:, None] == (first + tl.arange(0, COLUMNS))[None, :]
-
-
-@triton.jit
-def _pick(codes, first, LENGTH: tl.constexpr, GROUPS: tl.constexpr, HELD: tl.constexpr):
-    """Return the HELD consecutive groups from `first` on, a multiple of HELD."""
-    blocks = tl.reshape(codes, [LENGTH, GROUPS // HELD, HELD])
-    this = tl.arange(0, GROUPS // HELD)[None, :, None] == first // HELD
-    return tl.sum(tl.where(this, blocks, 0), 1)
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
@@ -118,7 +88,7 @@ def _encode(
         high, middle, low = load_parts(
             prepared, 0, SIZE, BITS, GROUPS, GROUPS, values.dtype.element_ty, PRODUCTS, PARTS == 0
         )
-    sums_t = tl.zeros([SIZE, COLUMNS], tl.float32)
+    sums = tl.zeros([COLUMNS, SIZE], tl.float32)
     for start in tl.range(0, length, LENGTH, num_stages=STAGES):
         row = start + tl.arange(0, LENGTH)
         x = load_rows(values, row, length, size, SIZE)
@@ -128,19 +98,19 @@ def _encode(
             store_rows(packed, row, length, pack(codes, LENGTH, GROUPS, BITS), WORDS, WORDS)
         else:
             codes = load_codes(packed, row, row < length, GROUPS, BITS, TAU, WORDS, LENGTH)
-        member = one_hot(codes, skipped + first_line, LENGTH, GROUPS, BUCKETS, COLUMNS)
-        sums_t = add_products(sums_t, x, member, PARTS)
+        member = members(codes, skipped + first_line, LENGTH, GROUPS, BUCKETS, COLUMNS, PARTS == 0)
+        sums = add_members(sums, member, x, PARTS)
 
     line = first_line + tl.arange(0, COLUMNS)
     width = tl.cast(lines, tl.int64) * size
-    within = line[None, :].to(tl.int64) * size + column[:, None]
-    inside = (line < lines)[None, :] & (column < size)[:, None]
+    within = line[:, None].to(tl.int64) * size + column[None, :]
+    inside = (line < lines)[:, None] & (column < size)[None, :]
     if alone:
-        tl.store(table + user * width + within, sums_t, mask=inside)
+        tl.store(table + user * width + within, sums, mask=inside)
     else:
         first, _ = span(offsets, user, rows)
         target = partial + partial_of(offsets, user, rows, (begin - first) // TILE, TILE) * width
-        tl.store(target + within, sums_t, mask=inside)
+        tl.store(target + within, sums, mask=inside)
 
 
 @triton.jit
@@ -174,10 +144,14 @@ def _encode_backward(
     SIZE: tl.constexpr,
     TILE: tl.constexpr,
     LENGTH: tl.constexpr,
+    HALF: tl.constexpr,
     PARTS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Collect the rows of small tables, `[GROUPS << TAU, SIZE]` in one program's memory."""
+    """Collect the rows of small tables, `[GROUPS << TAU, SIZE]` in one program's memory.
+
+    With HALF as float16 numbers of the size of the largest, which are to bfloat16 as exact ones.
+    """
     user, begin, end, _ = piece(offsets, users, rows, TILE)
     if begin >= end:
         return
@@ -187,14 +161,21 @@ def _encode_backward(
     inside = (line < groups * BUCKETS)[:, None] & (column < size)[None, :]
     address = user * width + line[:, None] * size + column[None, :]
     grad_sums = tl.load(grad_table + address, mask=inside, other=0.0)
+    if HALF:
+        most = tl.max(tl.abs(grad_sums), 0)
+        scale = tl.where(most > 0, most, 1.0)[None, :]
+        half = (grad_sums / scale).to(tl.float16)
     grad_values += begin * size
     packed += begin * WORDS
     length = tl.cast(end - begin, tl.int32)
     for start in tl.range(0, length, LENGTH, num_stages=STAGES):
         row = start + tl.arange(0, LENGTH)
         codes = load_codes(packed, row, row < length, GROUPS, BITS, TAU, WORDS, LENGTH)
-        member = one_hot(codes, 0, LENGTH, GROUPS, BUCKETS, GROUPS * BUCKETS)
-        found = collect(member, grad_sums, PARTS)
+        member = one_hot(codes, 0, LENGTH, GROUPS, BUCKETS, GROUPS * BUCKETS, PARTS == 0)
+        if HALF:
+            found = tl.dot(member.to(tl.float16), half) * scale
+        else:
+            found = collect(member, grad_sums, PARTS)
         store_rows(grad_values, row, length, found, size, SIZE)
 
 
@@ -248,6 +229,7 @@ def encode(values: Tensor, offsets: Tensor, planes: Tensor, tau: int) -> tuple[T
     table = values.new_empty(users, packing.groups, 2**tau, size, dtype=torch.float32)
     columns, blocks = _columns(packing, size), blocks_of(packing, size)
     fused = blocks == 1 and hashes_within(packing, size)
+    products = products_of(planes, values.dtype)
     prepared = prepare(planes, packing, values.dtype) if fused else planes
     if fused:
         packed = torch.empty(rows, packing.words, dtype=torch.int32, device=values.device)
@@ -279,9 +261,9 @@ def encode(values: Tensor, offsets: Tensor, planes: Tensor, tau: int) -> tuple[T
         TILE=tile,
         HASH=fused,
         ALONE=True,
-        PRODUCTS=products_of(planes, values.dtype),
+        PRODUCTS=products,
         PARTS=parts(values.dtype),
-        **_shape(size, values.dtype),
+        **_shape(values, products if fused else 0),
     )
     block = 1024
     _add_pieces[users, triton.cdiv(width, block)](
@@ -310,7 +292,7 @@ def pieces_of_tables(
         values, offsets, packed, partial, packed, partial, users, rows, skipped, lines, size,
         TAU=packing.tau, BITS=packing.bits, GROUPS=packing.padded_groups, WORDS=packing.words,
         SIZE=padded_size(size), COLUMNS=columns, TILE=tile, HASH=False, ALONE=False,
-        PRODUCTS=0, PARTS=parts(values.dtype), **_shape(size, values.dtype),
+        PRODUCTS=0, PARTS=parts(values.dtype), **_shape(values, 0),
     )  # fmt: skip
     return partial
 
@@ -335,8 +317,9 @@ def encode_backward(
             WORDS=packing.words,
             SIZE=padded_size(size),
             TILE=TILE,
+            HALF=dtype == torch.bfloat16,
             PARTS=parts(dtype),
-            **_shape(size, dtype),
+            **_backward_shape(grad_table, dtype),
         )
     else:
         _gather_backward[grid](
@@ -352,9 +335,21 @@ def encode_backward(
     return out
 
 
-def _shape(size: int, dtype: torch.dtype) -> dict[str, int]:
+def _shape(values: Tensor, products: int) -> dict[str, int]:
+    size, hopper = values.shape[1], dispatch.capability(values.device) >= dispatch.HOPPER
     if interpreted():
         return {"LENGTH": 16, "STAGES": 1, "num_warps": 4}
-    if dtype == torch.float32 or size > 128:
+    if values.dtype == torch.float32 or size > 128 or not hopper:
         return {"LENGTH": 64, "STAGES": 2, "num_warps": 8}
+    if size > 64 and products > 1:
+        return {"LENGTH": 128, "STAGES": 3, "num_warps": 8}
     return {"LENGTH": 64 if size > 64 else 128, "STAGES": 3, "num_warps": 4}
+
+
+def _backward_shape(grad_table: Tensor, dtype: torch.dtype) -> dict[str, int]:
+    size, hopper = grad_table.shape[3], dispatch.capability(grad_table.device) >= dispatch.HOPPER
+    if interpreted():
+        return {"LENGTH": 16, "STAGES": 1, "num_warps": 4}
+    if dtype == torch.float32 or size > 128 or not hopper:
+        return {"LENGTH": 64, "STAGES": 2, "num_warps": 8}
+    return {"LENGTH": 128, "STAGES": 3, "num_warps": 4}

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hashtab.kernels.core import dispatch
 from hashtab.kernels.core.dispatch import interpreted
 from hashtab.kernels.core.tiles import UNSPECIALIZED, first_above, slots, span, user_slot
 from hashtab.kernels.sdim.packing import Packing
@@ -253,6 +254,8 @@ def attend_at_backward(
         grad_sums,
     )  # fmt: skip
     shape = {**_shape(size, values.dtype), "num_warps": 8}
+    if dispatch.capability(values.device) < dispatch.HOPPER and not interpreted():
+        shape["LENGTH"] = 32
     _behaviours[(slots(users, rows, shape["LENGTH"]),)](
         offsets, packed, query_packed, query_offsets, cuts, grad_sums, out, users, rows, queries,
         last, size, packing.groups, **_code(packing, size), PARTS=parts(values.dtype), **shape,

@@ -9,9 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hashtab.kernels.core import dispatch
 from hashtab.kernels.core.dispatch import interpreted
 from hashtab.kernels.sdim.packing import Packing
-from hashtab.kernels.sdim.triton.encode import one_hot
 from hashtab.kernels.sdim.triton.hashing import (
     codes_of,
     hashes_within,
@@ -29,6 +29,7 @@ from hashtab.kernels.sdim.triton.sums import (
     collect,
     columns_at_once,
     inverse_norm,
+    one_hot,
     parts,
 )
 
@@ -77,7 +78,7 @@ def _read_small(
         x = load_rows(queries, row, length, size, SIZE)
         codes = codes_of(positive(x, high, middle, low, PRODUCTS, PARTS == 0), LENGTH, GROUPS, BITS)
         store_rows(packed, row, length, pack(codes, LENGTH, GROUPS, BITS), WORDS, WORDS)
-        member = one_hot(codes, 0, LENGTH, GROUPS, BUCKETS, COLUMNS)
+        member = one_hot(codes, 0, LENGTH, GROUPS, BUCKETS, COLUMNS, PARTS == 0)
         store_rows(interest, row, length, collect(member, unit, PARTS), size, SIZE)
 
 
@@ -150,7 +151,7 @@ def _read_backward(
         codes = load_codes(
             packed + before * WORDS, row, row < left, GROUPS, BITS, TAU, WORDS, LENGTH
         )
-        member = one_hot(codes, first_column, LENGTH, GROUPS, BUCKETS, COLUMNS)
+        member = one_hot(codes, first_column, LENGTH, GROUPS, BUCKETS, COLUMNS, PARTS == 0)
         upstream_t = add_products(upstream_t, x, member, PARTS)
     line, column = first_column + tl.arange(0, COLUMNS), tl.arange(0, SIZE)
     inside = (line < groups * BUCKETS)[None, :] & (column < size)[:, None]
@@ -171,8 +172,7 @@ def read(table: Tensor, queries: Tensor, planes: Tensor, tau: int) -> tuple[Tens
     interest = table.new_empty(queries.shape)
     rows = queries.reshape(-1, size).contiguous()
     shape = {"TAU": tau, "BITS": packing.bits, "WORDS": packing.words, "SIZE": padded_size(size)}
-    small = packing.padded_groups << tau <= columns_at_once(size)
-    if not small or not hashes_within(packing, size):
+    if not _fits(packing, size, table.device):
         packed = pack_codes(rows, planes, tau)
         if interest.numel():
             length = 4 if interpreted() else max(4, 2048 // padded_size(size))
@@ -208,9 +208,16 @@ def read_backward(grad: Tensor, table: Tensor, packed: Tensor) -> Tensor:
         grad, table, packed, grad_table, candidates, size, groups, TAU=packing.tau,
         BITS=packing.bits, GROUPS=packing.padded_groups, WORDS=packing.words,
         SIZE=padded_size(size), COLUMNS=columns, PARTS=parts(torch.float32),
-        **_backward_shape(size),
+        **_backward_shape(table),
     )  # fmt: skip
     return grad_table
+
+
+def _fits(packing: Packing, size: int, device: torch.device) -> bool:
+    """Return whether a program holds a user's table and planes; older GPUs are small for it."""
+    small = packing.padded_groups << packing.tau <= columns_at_once(size)
+    hopper = dispatch.capability(device) >= dispatch.HOPPER
+    return small and hashes_within(packing, size) and (hopper or interpreted())
 
 
 def _shape(size: int) -> dict[str, int]:
@@ -221,7 +228,8 @@ def _shape(size: int) -> dict[str, int]:
     return {"LENGTH": 128, "STAGES": 1, "num_warps": 4}
 
 
-def _backward_shape(size: int) -> dict[str, int]:
+def _backward_shape(table: Tensor) -> dict[str, int]:
     if interpreted():
         return {"LENGTH": 16, "STAGES": 1, "num_warps": 4}
-    return {"LENGTH": 64, "STAGES": 2, "num_warps": 4 if size <= 64 else 8}
+    few = table.shape[3] <= 64 and dispatch.capability(table.device) >= dispatch.HOPPER
+    return {"LENGTH": 64, "STAGES": 2, "num_warps": 4 if few else 8}

@@ -29,7 +29,7 @@ from hashtab.kernels.sdim.packing import Packing, walk_rows
 from hashtab.kernels.sdim.triton.encode import pieces_of_tables
 from hashtab.kernels.sdim.triton.hashing import load_codes, load_wanted
 from hashtab.kernels.sdim.triton.rows import load_rows, padded_size
-from hashtab.kernels.sdim.triton.sums import inverse_norm, partial_of, piece
+from hashtab.kernels.sdim.triton.sums import inverse_norm, members, partial_of, piece
 
 TILE = 2048  # rows of a piece
 _NEVER = tl.constexpr(1 << 30)
@@ -62,27 +62,6 @@ def _cut(cuts, query, there, missing, origin, length):
 def _inverse_norm_of_sums(square, most):
     """Return 1 / sqrt(square), 0 where that is rounding left by what was taken out."""
     return tl.where(square > most * _NOTHING, inverse_norm(square), 0.0)
-
-
-@triton.jit
-def _members(
-    codes,
-    skipped,
-    GROUPS: tl.constexpr,
-    BUCKETS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    OPERAND: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Return `[COLUMNS, ROWS]`, whether codes `[ROWS, GROUPS]` are a bucket's, -1 of none.
-
-    A product spreads codes over buckets as other products leave their results: without a word
-    between threads.
-    """
-    column = skipped + tl.arange(0, COLUMNS)
-    of_group = (column // BUCKETS)[:, None] == tl.arange(0, GROUPS)[None, :]
-    spread = tl.dot(of_group.to(OPERAND), tl.trans(codes.to(OPERAND)), input_precision=PRECISION)
-    return (spread == (column % BUCKETS).to(tl.float32)[:, None]).to(OPERAND)
 
 
 @triton.jit
@@ -125,7 +104,6 @@ def _add_range(
     COLUMNS: tl.constexpr,
     LENGTH: tl.constexpr,
     OPERAND: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     """Return `table` plus the behaviours from `begin` up to `end`."""
     for start in range(begin, end, LENGTH):
@@ -133,8 +111,10 @@ def _add_range(
         x, codes = _load_behaviours(
             values, packed, row, row < end, size, GROUPS, BITS, TAU, WORDS, SIZE, LENGTH
         )
-        member = _members(codes, skipped, GROUPS, 1 << TAU, COLUMNS, OPERAND, PRECISION)
-        table = tl.dot(member, x.to(OPERAND), table, input_precision=PRECISION)
+        member = members(
+            codes, skipped, LENGTH, GROUPS, 1 << TAU, COLUMNS, tl.float32 == OPERAND
+        ).to(OPERAND)
+        table = tl.dot(member, x.to(OPERAND), table)
     return table
 
 
@@ -179,7 +159,6 @@ def _table_before(
     LENGTH: tl.constexpr,
     LIMITED: tl.constexpr,
     OPERAND: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     """Return the sums of a user's behaviours before the piece at `origin`, if LIMITED from `low`.
 
@@ -197,7 +176,7 @@ def _table_before(
         )
     return _add_range(
         table, values, packed, low - origin, whole * TILE - origin, skipped, size, GROUPS, BITS,
-        TAU, WORDS, SIZE, COLUMNS, LENGTH, OPERAND, PRECISION,
+        TAU, WORDS, SIZE, COLUMNS, LENGTH, OPERAND,
     )  # fmt: skip
 
 
@@ -231,7 +210,6 @@ def _walk(
     LIMITED: tl.constexpr,
     ADD: tl.constexpr,
     OPERAND: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     """Answer queries from `lines` rows of tables behind the skipped, or add to answers (ADD).
 
@@ -257,7 +235,7 @@ def _walk(
         table = _table_before(
             tables, values, packed, offsets, user, rows, origin, tl.maximum(origin - last, 0),
             skipped, lines, size, GROUPS, BITS, TAU, WORDS, SIZE, COLUMNS, TILE, LENGTH, LIMITED,
-            OPERAND, PRECISION,
+            OPERAND,
         )  # fmt: skip
     most = tl.zeros([COLUMNS], tl.float32)
     inner = tl.arange(0, LENGTH)
@@ -271,20 +249,24 @@ def _walk(
         stop = tl.minimum(start + LENGTH, tl.maximum(cut, start))
         row = start + inner
         x = tl.where((row < stop)[:, None], x_next, 0.0).to(OPERAND)
-        member = _members(codes_next, skipped, GROUPS, BUCKETS, COLUMNS, OPERAND, PRECISION)
+        member = members(
+            codes_next, skipped, LENGTH, GROUPS, BUCKETS, COLUMNS, tl.float32 == OPERAND
+        ).to(OPERAND)
         after = stop + inner
         x_next, codes_next = _load_behaviours(
             values, packed, after, after < length, size, GROUPS, BITS, TAU, WORDS, SIZE, LENGTH
         )
-        table = tl.dot(member, x, table, input_precision=PRECISION)
+        table = tl.dot(member, x, table)
         if LIMITED and origin + stop > last:
             most = tl.maximum(most, tl.sum(table * table, 1))
             x, codes = _load_behaviours(
                 values, packed, row - last, (row < stop) & (origin + row >= last), size,
                 GROUPS, BITS, TAU, WORDS, SIZE, LENGTH,
             )  # fmt: skip
-            member = _members(codes, skipped, GROUPS, BUCKETS, COLUMNS, OPERAND, PRECISION)
-            table = tl.dot(member, -x.to(OPERAND), table, input_precision=PRECISION)
+            member = members(
+                codes, skipped, LENGTH, GROUPS, BUCKETS, COLUMNS, tl.float32 == OPERAND
+            ).to(OPERAND)
+            table = tl.dot(member, -x.to(OPERAND), table)
         if cut <= stop:
             several = query + tl.arange(0, QUERIES)
             at = _cut(cuts, several, several < behind_query, _NEVER, origin, length)
@@ -292,10 +274,12 @@ def _walk(
             wanted = load_wanted(
                 query_packed, several, here, groups, GROUPS, BITS, TAU, WORDS, QUERIES
             )
-            asked = _members(wanted, skipped, GROUPS, BUCKETS, COLUMNS, OPERAND, PRECISION)
+            asked = members(
+                wanted, skipped, QUERIES, GROUPS, BUCKETS, COLUMNS, tl.float32 == OPERAND
+            ).to(OPERAND)
             scale = _inverse_norm_of_sums(tl.sum(table * table, 1), most) / groups
             unit = (table * scale[:, None]).to(OPERAND)
-            mean_t = tl.dot(tl.trans(unit), asked, input_precision=PRECISION)
+            mean_t = tl.dot(tl.trans(unit), asked)
             target = interest + several[None, :] * size + column[:, None]
             mask = here[None, :] & (column < size)[:, None]
             if ADD:
@@ -340,7 +324,6 @@ def _walk_back(
     FALLEN: tl.constexpr,
     ADD: tl.constexpr,
     OPERAND: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     """Walk back and store the behaviours' gradients, or without EMIT what a piece leaves behind.
 
@@ -378,14 +361,14 @@ def _walk_back(
             table = _table_before(
                 tables, values, packed, offsets, user, rows, origin, tl.minimum(low, origin),
                 skipped, lines, size, GROUPS, BITS, TAU, WORDS, SIZE, COLUMNS, TILE, LENGTH,
-                LIMITED, OPERAND, PRECISION,
+                LIMITED, OPERAND,
             )  # fmt: skip
         if EMIT:
             later = _load_table(laters, offsets, user, rows, origin, lines, size, SIZE, COLUMNS,
                                 TILE)  # fmt: skip
     table = _add_range(
         table, values, packed, tl.cast(tl.maximum(low - origin, 0), tl.int32), length, skipped,
-        size, GROUPS, BITS, TAU, WORDS, SIZE, COLUMNS, LENGTH, OPERAND, PRECISION,
+        size, GROUPS, BITS, TAU, WORDS, SIZE, COLUMNS, LENGTH, OPERAND,
     )  # fmt: skip
 
     most = tl.sum(table * table, 1)
@@ -405,7 +388,9 @@ def _walk_back(
             wanted = load_wanted(
                 query_packed, several, here, groups, GROUPS, BITS, TAU, WORDS, QUERIES
             )
-            asked = _members(wanted, skipped, GROUPS, BUCKETS, COLUMNS, OPERAND, PRECISION)
+            asked = members(
+                wanted, skipped, QUERIES, GROUPS, BUCKETS, COLUMNS, tl.float32 == OPERAND
+            ).to(OPERAND)
             upstream = tl.load(
                 grad + several[:, None] * size + column[None, :],
                 mask=here[:, None] & (column < size)[None, :],
@@ -415,10 +400,10 @@ def _walk_back(
             most = tl.maximum(most, square)
             scale = _inverse_norm_of_sums(square, most)
             weight = (scale / groups).to(OPERAND)
-            products = tl.dot(minus.to(OPERAND), tl.trans(upstream), input_precision=PRECISION)
+            products = tl.dot(minus.to(OPERAND), tl.trans(upstream))
             along = tl.sum(asked.to(tl.float32) * products, 1)
             pulled = asked * weight[:, None]
-            later = tl.dot(pulled, upstream, later, input_precision=PRECISION)
+            later = tl.dot(pulled, upstream, later)
             later -= (weight.to(tl.float32) * (scale * along) * scale)[:, None] * minus
             query -= tl.sum(here.to(tl.int32), 0)
             cut = _cut(cuts, query, query >= low_query, -1, origin, length)
@@ -426,29 +411,33 @@ def _walk_back(
             start = tl.maximum(tl.maximum(stop - LENGTH, cut), 0)
             row = stop - LENGTH + inner
             x = tl.where((row >= start)[:, None], x_next, 0.0).to(OPERAND)
-            member = _members(codes_next, skipped, GROUPS, BUCKETS, COLUMNS, OPERAND, PRECISION)
+            member = members(
+                codes_next, skipped, LENGTH, GROUPS, BUCKETS, COLUMNS, tl.float32 == OPERAND
+            ).to(OPERAND)
             before = start - LENGTH + inner
             x_next, codes_next = _load_behaviours(
                 values, packed, before, before >= 0, size, GROUPS, BITS, TAU, WORDS, SIZE, LENGTH
             )
-            minus = tl.dot(member, x, minus, input_precision=PRECISION)
+            minus = tl.dot(member, x, minus)
             if LIMITED and origin + stop > last:
                 seen_no_more = (row >= start) & (origin + row >= last)
                 x, codes = _load_behaviours(
                     values, packed, row - last, seen_no_more, size, GROUPS, BITS, TAU, WORDS,
                     SIZE, LENGTH,
                 )  # fmt: skip
-                back = _members(codes, skipped, GROUPS, BUCKETS, COLUMNS, OPERAND, PRECISION)
-                minus = tl.dot(back, -x.to(OPERAND), minus, input_precision=PRECISION)
+                back = members(
+                    codes, skipped, LENGTH, GROUPS, BUCKETS, COLUMNS, tl.float32 == OPERAND
+                ).to(OPERAND)
+                minus = tl.dot(back, -x.to(OPERAND), minus)
                 most = tl.maximum(most, tl.sum(minus * minus, 1))
                 if FALLEN:
-                    found_t = -_collect(later, back, LIMITED, OPERAND, PRECISION)
+                    found_t = -_collect(later, back, LIMITED, OPERAND)
                     _store_gradients(
                         grad_values, found_t, row - last, seen_no_more, seen_no_more, size,
                         SIZE, ADD,
                     )  # fmt: skip
             if EMIT and not FALLEN:
-                found_t = _collect(later, member, LIMITED, OPERAND, PRECISION)
+                found_t = _collect(later, member, LIMITED, OPERAND)
                 there = row >= start
                 stored = there
                 if LIMITED and not ADD:
@@ -464,17 +453,17 @@ def _walk_back(
 
 
 @triton.jit
-def _collect(later, member, LIMITED: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
+def _collect(later, member, LIMITED: tl.constexpr, OPERAND: tl.constexpr):
     """Return `[SIZE, LENGTH]`: what behaviours collect of `later` `[COLUMNS, SIZE]`.
 
     If LIMITED with twice the digits, for most of them are lost where a difference is small.
     """
     high = later.to(OPERAND)
     if not LIMITED:
-        return tl.dot(tl.trans(high), member, input_precision=PRECISION)
+        return tl.dot(tl.trans(high), member)
     low = (later - high.to(tl.float32)).to(OPERAND)
-    found_t = tl.dot(tl.trans(low), member, input_precision=PRECISION)
-    return tl.dot(tl.trans(high), member, found_t, input_precision=PRECISION)
+    found_t = tl.dot(tl.trans(low), member)
+    return tl.dot(tl.trans(high), member, found_t)
 
 
 @triton.jit
@@ -571,7 +560,7 @@ def attend_at_backward(
             _walk_back[grid],
             grad, values, offsets, packed, query_packed, query_offsets, cuts, tables, laters, out,
             users, rows, queries, last, *share, size, packing.groups,
-            **_code(packing, values, share, last), **_shape(size),
+            **_code(packing, values, share, last), **_shape(size, limited=last < rows),
         )  # fmt: skip
         if rows > TILE:
             walk_back(EMIT=False, FALLEN=False)
@@ -620,7 +609,7 @@ def _add_up(tables: Tensor, offsets: Tensor, rows: int, reverse: bool) -> None:
 
 
 def _code(packing: Packing, values: Tensor, share: _Share, last: int) -> dict[str, object]:
-    (rows, size), exact = values.shape, interpreted() or values.dtype != torch.bfloat16
+    rows, size = values.shape
     return {
         "TAU": packing.tau,
         "BITS": packing.bits,
@@ -632,12 +621,13 @@ def _code(packing: Packing, values: Tensor, share: _Share, last: int) -> dict[st
         "TILE": TILE,
         "LIMITED": last < rows,
         "ADD": share.skipped > 0,
-        "OPERAND": tl.float32 if exact else tl.bfloat16,
-        "PRECISION": "ieee" if interpreted() else "tf32",
+        "OPERAND": tl.float32 if interpreted() else tl.bfloat16,
     }
 
 
-def _shape(size: int) -> dict[str, int]:
+def _shape(size: int, limited: bool = False) -> dict[str, int]:
     if interpreted():
         return {"LENGTH": 16, "num_warps": 4}
-    return {"LENGTH": 32, "num_warps": 4 if size <= 64 else 8}
+    if limited and size > 64:
+        return {"LENGTH": 16, "num_warps": 8}
+    return {"LENGTH": 32, "num_warps": 4 if size <= 64 and not limited else 8}
