@@ -18,18 +18,19 @@ def attend_at(
     planes: Tensor,
     tau: int,
     last: int | None,
+    ids: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the interests `[Q, D]` and the packed codes of behaviours and of queries."""
     packing = Packing(tau, planes.shape[1] // tau)
     values = values.contiguous()
     prepared = prepare(planes, packing, values.dtype)
     shared = prepared if queries.dtype == values.dtype else None
-    packed = pack_codes(values, planes, tau, prepared)
+    packed = pack_codes(values, planes, tau, prepared, ids)
     query_packed = pack_codes(queries, planes, tau, shared)
     history = (values, offsets, packed, query_packed, query_offsets, cuts, packing)
     if packing.why_no_walk(values, last) is None:
-        return walk.attend_at(*history), packed, query_packed
-    return pairs.attend_at(*history, _limit(last)), packed, query_packed
+        return walk.attend_at(*history, ids), packed, query_packed
+    return pairs.attend_at(*history, _limit(last), ids), packed, query_packed
 
 
 def attend_at_backward(
@@ -43,13 +44,14 @@ def attend_at_backward(
     groups: int,
     tau: int,
     last: int | None,
+    ids: Tensor | None = None,
 ) -> Tensor:
     """Return the gradient of the behaviours `[N, D]` in their dtype."""
     packing = Packing(tau, groups)
     history = (values.contiguous(), offsets, packed, query_packed, query_offsets, cuts)
     if packing.why_no_walk(values, last) is None:
-        return walk.attend_at_backward(grad.contiguous(), *history, packing)
-    return pairs.attend_at_backward(grad.contiguous(), *history, packing, _limit(last))
+        return walk.attend_at_backward(grad.contiguous(), *history, packing, ids)
+    return pairs.attend_at_backward(grad.contiguous(), *history, packing, _limit(last), ids)
 
 
 def _limit(last: int | None) -> int:

@@ -23,7 +23,13 @@ from hashtab.kernels.core.tiles import UNSPECIALIZED, first_above, slots, span
 from hashtab.kernels.sdim.packing import Packing
 from hashtab.kernels.sdim.triton.encode import pieces_of_tables
 from hashtab.kernels.sdim.triton.hashing import load_codes, load_wanted
-from hashtab.kernels.sdim.triton.rows import load_rows, padded_size
+from hashtab.kernels.sdim.triton.rows import (
+    behaviours_from,
+    gather_rows,
+    load_behaviours,
+    load_rows,
+    padded_size,
+)
 from hashtab.kernels.sdim.triton.sums import inverse_norm, partial_of, piece
 
 TILE = 2048  # rows of a piece
@@ -95,6 +101,8 @@ def _load_table(
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def _walk(
     values,
+    ids,
+    items,
     offsets,
     packed,
     query_packed,
@@ -139,12 +147,12 @@ def _walk(
     if (origin > 0) & (rows > TILE):
         table = _load_table(tables, offsets, user, rows, origin, lines, size, SIZE, COLUMNS,
                             TILE)  # fmt: skip
-    values += begin * size
+    values, ids = behaviours_from(values, ids, begin, size)
     packed += begin * WORDS
     inner = tl.arange(0, LENGTH)
     column = tl.arange(0, SIZE)
     start = tl.cast(0, tl.int32)
-    x_next = load_rows(values, inner, length, size, SIZE)
+    x_next = load_behaviours(values, ids, items, inner, length, size, SIZE)
     codes_next = load_codes(packed, inner, inner < length, GROUPS, BITS, TAU, WORDS, LENGTH)
     cut = _cut(cuts, query, query < behind_query, _NEVER, origin, length)
     while query < behind_query:
@@ -153,7 +161,7 @@ def _walk(
         x = tl.where(added, x_next, 0.0).to(OPERAND)
         codes = tl.where(added, codes_next, -1)
         row = stop + inner
-        x_next = load_rows(values, row, length, size, SIZE)
+        x_next = load_behaviours(values, ids, items, row, length, size, SIZE)
         codes_next = load_codes(packed, row, row < length, GROUPS, BITS, TAU, WORDS, LENGTH)
         member = _members(codes, skipped, GROUPS, BUCKETS, COLUMNS, OPERAND, PRECISION)
         table = tl.dot(member, x, table, input_precision=PRECISION)
@@ -182,6 +190,8 @@ def _walk(
 def _walk_back(
     grad,
     values,
+    ids,
+    items,
     offsets,
     packed,
     query_packed,
@@ -229,7 +239,7 @@ def _walk_back(
     BUCKETS: tl.constexpr = 1 << TAU
     length = tl.cast(end - begin, tl.int32)
     column, line = tl.arange(0, SIZE), tl.arange(0, COLUMNS)
-    values += begin * size
+    values, ids = behaviours_from(values, ids, begin, size)
     grad_values += begin * size
     packed += begin * WORDS
     inner = tl.arange(0, LENGTH)
@@ -244,7 +254,7 @@ def _walk_back(
                                 TILE)  # fmt: skip
     for start in range(0, length, LENGTH):
         row = start + inner
-        x = load_rows(values, row, length, size, SIZE).to(OPERAND)
+        x = load_behaviours(values, ids, items, row, length, size, SIZE).to(OPERAND)
         codes = load_codes(packed, row, row < length, GROUPS, BITS, TAU, WORDS, LENGTH)
         member = _members(codes, skipped, GROUPS, BUCKETS, COLUMNS, OPERAND, PRECISION)
         table = tl.dot(member, x, table, input_precision=PRECISION)
@@ -254,7 +264,7 @@ def _walk_back(
     query = behind_query - 1
     stop = length
     x_next, codes_next = _load_before(
-        values, packed, stop, size, GROUPS, BITS, TAU, WORDS, SIZE, LENGTH
+        values, ids, items, packed, stop, size, GROUPS, BITS, TAU, WORDS, SIZE, LENGTH
     )
     cut = _cut(cuts, query, query >= low_query, -1, origin, length)
     while stop > 0:
@@ -289,7 +299,7 @@ def _walk_back(
             x = tl.where(taken, x_next, 0.0).to(OPERAND)
             codes = tl.where(taken, codes_next, -1)
             x_next, codes_next = _load_before(
-                values, packed, start, size, GROUPS, BITS, TAU, WORDS, SIZE, LENGTH
+                values, ids, items, packed, start, size, GROUPS, BITS, TAU, WORDS, SIZE, LENGTH
             )
             member = _members(codes, skipped, GROUPS, BUCKETS, COLUMNS, OPERAND, PRECISION)
             if EMIT:
@@ -310,6 +320,8 @@ def _walk_back(
 @triton.jit
 def _load_before(
     values,
+    ids,
+    items,
     packed,
     stop,
     size: tl.constexpr,
@@ -323,8 +335,11 @@ def _load_before(
     """Return the LENGTH behaviours before `stop` and their codes, zeros before the first."""
     row = stop - LENGTH + tl.arange(0, LENGTH)
     column = tl.arange(0, SIZE)
-    mask = (row >= 0)[:, None] & (column < size)[None, :]
-    x = tl.load(values + row[:, None] * size + column[None, :], mask=mask, other=0.0)
+    if ids is None:
+        mask = (row >= 0)[:, None] & (column < size)[None, :]
+        x = tl.load(values + row[:, None] * size + column[None, :], mask=mask, other=0.0)
+    else:
+        x = gather_rows(values, ids, items, row, row >= 0, size, SIZE)
     return x, load_codes(packed, row, row >= 0, GROUPS, BITS, TAU, WORDS, LENGTH)
 
 
@@ -357,19 +372,21 @@ def attend_at(
     query_offsets: Tensor,
     cuts: Tensor,
     packing: Packing,
+    ids: Tensor | None = None,
 ) -> Tensor:
     """Return the interests `[Q, D]` in the dtype of the values."""
-    (rows, size), queries, users = values.shape, cuts.shape[0], offsets.shape[0] - 1
+    rows, size = packed.shape[0], values.shape[1]
+    queries, users = cuts.shape[0], offsets.shape[0] - 1
     shares = _shares(packing, size)
     interest = values.new_empty(queries, size, dtype=_sums_dtype(values, shares))
     if queries == 0:
         return interest.to(values.dtype)
     for skipped, lines in shares:
-        tables = _tables(values, offsets, packed, packing, skipped, lines)
+        tables = _tables(values, ids, offsets, packed, packing, skipped, lines)
         _walk[(slots(users, rows, TILE),)](
-            values, offsets, packed, query_packed, query_offsets, cuts, tables, interest,
-            users, rows, queries, skipped, lines, size, packing.groups, ADD=skipped > 0,
-            **_code(packing, size, values.dtype), **_shape(size),
+            values, ids, values.shape[0], offsets, packed, query_packed, query_offsets, cuts,
+            tables, interest, users, rows, queries, skipped, lines, size, packing.groups,
+            ADD=skipped > 0, **_code(packing, size, values.dtype), **_shape(size),
         )  # fmt: skip
     return interest.to(values.dtype)
 
@@ -383,22 +400,24 @@ def attend_at_backward(
     query_offsets: Tensor,
     cuts: Tensor,
     packing: Packing,
+    ids: Tensor | None = None,
 ) -> Tensor:
     """Return the gradient of the behaviours `[N, D]` in their dtype."""
-    (rows, size), queries, users = values.shape, cuts.shape[0], offsets.shape[0] - 1
+    rows, size = packed.shape[0], values.shape[1]
+    queries, users = cuts.shape[0], offsets.shape[0] - 1
     shares = _shares(packing, size)
-    out = values.new_empty(values.shape, dtype=_sums_dtype(values, shares))
+    out = values.new_empty(rows, size, dtype=_sums_dtype(values, shares))
     if out.numel() == 0:
         return out.to(values.dtype)
     grid = (slots(users, rows, TILE),)
     for skipped, lines in shares:
-        tables = _tables(values, offsets, packed, packing, skipped, lines)
+        tables = _tables(values, ids, offsets, packed, packing, skipped, lines)
         laters = torch.empty_like(tables)
         walk_back = partial(
             _walk_back[grid],
-            grad, values, offsets, packed, query_packed, query_offsets, cuts, tables, laters, out,
-            users, rows, queries, skipped, lines, size, packing.groups, ADD=skipped > 0,
-            **_code(packing, size, values.dtype), **_shape(size),
+            grad, values, ids, values.shape[0], offsets, packed, query_packed, query_offsets, cuts,
+            tables, laters, out, users, rows, queries, skipped, lines, size, packing.groups,
+            ADD=skipped > 0, **_code(packing, size, values.dtype), **_shape(size),
         )  # fmt: skip
         if rows > TILE:
             walk_back(EMIT=False)
@@ -423,13 +442,19 @@ def _sums_dtype(values: Tensor, shares: list[tuple[int, int]]) -> torch.dtype:
 
 
 def _tables(
-    values: Tensor, offsets: Tensor, packed: Tensor, packing: Packing, skipped: int, lines: int
+    values: Tensor,
+    ids: Tensor | None,
+    offsets: Tensor,
+    packed: Tensor,
+    packing: Packing,
+    skipped: int,
+    lines: int,
 ) -> Tensor:
     """Return rows of the tables at the begin of each piece of users who have several."""
-    rows = values.shape[0]
+    rows = packed.shape[0]
     if rows <= TILE:
         return values.new_empty(0, dtype=torch.float32)
-    tables = pieces_of_tables(values, offsets, packed, packing, TILE, skipped, lines)
+    tables = pieces_of_tables(values, offsets, packed, packing, TILE, skipped, lines, ids)
     _add_up(tables, offsets, rows, reverse=False)
     return tables
 
