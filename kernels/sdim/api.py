@@ -15,7 +15,7 @@ With `ids` `[N]`, int64 or int32, behaviour j is row `ids[j]` of `values` `[V, D
 embeddings: the result is that of `values.index_select(0, ids)`, which Triton's kernels never write,
 and offsets count ids. The gradient of `values` is `[V, D]`, for each row the sum of those of its
 behaviours and zeros for one that nobody met; Triton's kernels sum it in float32 and a fixed order.
-Ids outside 0 .. V - 1 raise ValueError; Triton's kernels, which check no data, take the nearest.
+Ids outside 0 .. V - 1 raise ValueError; Triton's kernels, which check no data, take row 0.
 """
 
 from typing import Any, Literal, get_args

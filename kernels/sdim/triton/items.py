@@ -152,7 +152,7 @@ def sum_by_item(grads: Tensor, ids: Tensor, items: int) -> Tensor:
 
     Args:
         grads: `[N, D]`, of behaviours.
-        ids: `[N]` int32 or int64, the item of each; a wrong id counts as the nearest right one.
+        ids: `[N]` int32 or int64, the item of each; a wrong id counts as 0.
         items: V.
 
     Returns:
@@ -163,7 +163,9 @@ def sum_by_item(grads: Tensor, ids: Tensor, items: int) -> Tensor:
     if rows == 0 or out.numel() == 0:
         return out.zero_()
     narrow = torch.int32 if items < 2**31 else torch.int64  # sorts in half the time
-    found, order = ids.long().clamp(0, items - 1).to(narrow).sort(stable=True)
+    ids = ids.long()
+    item = torch.where((ids >= 0) & (ids < items), ids, 0)
+    found, order = item.to(narrow).sort(stable=True)
     every = torch.arange(items + 1, dtype=narrow, device=ids.device)
     bounds = torch.searchsorted(found, every)
     width = padded_size(size)
