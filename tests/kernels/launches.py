@@ -110,12 +110,16 @@ def _attend_at(shape: Shape, by_id: bool = False) -> None:
     from hashtab.kernels.sdim.triton import attend_at
 
     ids = shape.ids if by_id else None
-    history, (queries, query_offsets, cuts) = (shape.values, shape.offsets), shape.requests(320)
-    interest, packed, query_packed = attend_at.attend_at(
-        *history, queries, query_offsets, cuts, shape.planes, shape.tau, None, ids
+    values, offsets, (queries, query_offsets, cuts) = (
+        shape.values,
+        shape.offsets,
+        shape.requests(320),
     )
-    kept = (packed, query_packed, query_offsets, cuts, shape.groups, shape.tau, None, ids)
-    attend_at.attend_at_backward(interest, *history, *kept)
+    interest, packed, query_packed = attend_at.attend_at(
+        values, offsets, queries, query_offsets, cuts, shape.planes, shape.tau, None, ids
+    )
+    kept = values, offsets, packed, query_packed, query_offsets, cuts
+    attend_at.attend_at_backward(interest, *kept, shape.groups, shape.tau, None, ids)
 
 
 def _sum_by_item(shape: Shape) -> None:

@@ -12,8 +12,8 @@ from torch import Tensor
 from hashtab.kernels.sdim import reference
 from hashtab.kernels.sdim.packing import Packing
 from tests.kernels.fence import Fence
-from tests.kernels.fused import DEVICE, Case, draw, shorten_pieces
-from tests.kernels.histories import Histories
+from tests.kernels.fused import DEVICE, Case, assert_same_bits, draw, shorten_pieces
+from tests.kernels.histories import Histories, HistoriesById, with_wrong_ids
 from tests.tolerances import TOLERANCE
 
 CASES = [
@@ -29,13 +29,11 @@ def walk(h: Histories, case: Case, grad: Tensor) -> tuple[Tensor, Tensor]:
     from hashtab.kernels.sdim.triton import hashing
     from hashtab.kernels.sdim.triton import walk as kernels
 
-    packing = Packing(case.tau, case.groups)
-    packed, query_packed = (
-        hashing.pack_codes(x, h.planes, case.tau) for x in (h.values, h.queries)
-    )
-    history = (h.values, h.offsets, packed, query_packed, h.query_offsets, h.cuts)
-    interest = kernels.attend_at(*history, packing)
-    return interest, kernels.attend_at_backward(grad, *history, packing)
+    packing, ids = Packing(case.tau, case.groups), h.keywords.get("ids")
+    packed = hashing.pack_codes(h.values, h.planes, case.tau, ids=ids)
+    query_packed = hashing.pack_codes(h.queries, h.planes, case.tau)
+    history = (h.values, h.offsets, packed, query_packed, h.query_offsets, h.cuts, packing, ids)
+    return kernels.attend_at(*history), kernels.attend_at_backward(grad, *history)
 
 
 def definition(h: Histories, case: Case, grad: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,6 +56,17 @@ def test_a_walk_agrees_with_the_definition(
     grad = torch.randn(h.queries.shape, generator=torch.Generator().manual_seed(1)).to(DEVICE)
     found = walk(h, case, grad)
     torch.testing.assert_close(found, definition(h, case, grad), **TOLERANCE[torch.float32])
+
+
+@pytest.mark.parametrize("ids", [torch.int64, torch.int32], ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_walk_by_id_is_that_over_the_behaviours(
+    case: Case, ids: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shorten_pieces(monkeypatch, 32)
+    h = HistoriesById.of_part(draw([0, 5, 1, 70, 0], case, queries=20), ids)
+    grad = torch.randn(h.queries.shape, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    assert_same_bits([*walk(h, case, grad)], [*walk(h.gathered, case, grad)])
 
 
 @pytest.mark.parametrize("queries", [17, 40])
@@ -94,12 +103,24 @@ def test_a_walk_ends_whatever_the_cuts(cuts: list[int], monkeypatch: pytest.Monk
     ],
     ids=str,
 )
+@pytest.mark.parametrize("by_id", [False, True], ids=["", "by id"])
 def test_wrong_cuts_and_offsets_touch_nothing_outside(
-    wrong: dict[str, list[int]], fence: Fence, monkeypatch: pytest.MonkeyPatch
+    wrong: dict[str, list[int]], by_id: bool, fence: Fence, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shorten_pieces(monkeypatch, 16)
     h = draw([20, 12], CASES[0], queries=20)
+    h = HistoriesById.of_part(h) if by_id else h
     h = replace(h, **{name: torch.tensor(x, device=DEVICE) for name, x in wrong.items()})
+    assert_touches_nothing_outside(h, fence)
+
+
+def test_wrong_ids_touch_nothing_outside(fence: Fence, monkeypatch: pytest.MonkeyPatch) -> None:
+    shorten_pieces(monkeypatch, 16)
+    h = HistoriesById.of_part(draw([20, 12], CASES[0], queries=20))
+    assert_touches_nothing_outside(with_wrong_ids(h), fence)
+
+
+def assert_touches_nothing_outside(h: Histories, fence: Fence) -> None:
     h = replace(h, **{name: fence.around(tensor) for name, tensor in vars(h).items()})
     for x in walk(h, CASES[0], fence.around(torch.ones_like(h.queries))):
         assert x.isfinite().all()  # what lies in margins is not
