@@ -25,6 +25,17 @@ def check_index(name: str, index: Tensor) -> None:
         raise ValueError(f"{name} must have one dimension, got {tuple(index.shape)}")
 
 
+def check_ids(ids: Tensor, table: Tensor) -> None:
+    """Refuse ids of rows of `table` `[V, D]` that are not one-dimensional int32 or int64."""
+    if ids.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"ids must be int32 or int64, got {ids.dtype}")
+    if ids.dim() != 1:
+        raise ValueError(f"ids must have one dimension, got {tuple(ids.shape)}")
+    check_same_device(values=table, ids=ids)
+    if table.shape[0] == 0 and ids.shape[0] > 0:
+        raise ValueError(f"ids must be of rows of values, which has none, got {ids.shape[0]} ids")
+
+
 def check_same_device(**tensors: Tensor) -> None:
     """Refuse tensors that lie on different devices."""
     devices = {name: tensor.device for name, tensor in tensors.items()}
@@ -90,6 +101,14 @@ def check_offsets(name: str, offsets: Tensor, n: int, rows: str) -> None:
             f"got first {int(offsets[0])}, last {int(offsets[-1])}, "
             f"smallest step {int(offsets.diff().min()) if len(offsets) > 1 else 0}"
         )
+
+
+def check_items(ids: Tensor, items: int) -> None:
+    """Refuse ids outside 0 .. items - 1."""
+    wrong = (ids < 0) | (ids >= items)
+    if bool(wrong.any()):
+        i = int(wrong.int().argmax())
+        raise ValueError(f"ids must lie within 0 .. {items - 1}, got ids[{i}] = {int(ids[i])}")
 
 
 def check_lengths(lengths: Tensor | None, limit: int) -> None:

@@ -10,6 +10,12 @@ All functions take `impl`: `"reference"` (the definition in PyTorch), `"native"`
 RuntimeError with the reason, and all give the same result up to rounding. Values may be float16,
 bfloat16, float32 or, but for Triton, float64. Hashing is float32 from the values as stored, sums
 are float32 or better (float64 for float64 values), interests have the dtype of the values.
+
+With `ids` `[N]`, int64 or int32, behaviour j is row `ids[j]` of `values` `[V, D]`, a table of
+embeddings: the result is that of `values.index_select(0, ids)`, which Triton's kernels never write,
+and offsets count ids. The gradient of `values` is `[V, D]`, for each row the sum of those of its
+behaviours and zeros for one that nobody met; Triton's kernels sum it in float32 and a fixed order.
+Ids outside 0 .. V - 1 raise ValueError; Triton's kernels, which check no data, take row 0.
 """
 
 from typing import Any, Literal, get_args
@@ -63,15 +69,23 @@ def codes(x: Tensor, planes: Tensor, tau: int, *, impl: Impl = "auto") -> Tensor
 
 
 def encode(
-    values: Tensor, offsets: Tensor, planes: Tensor, tau: int, *, impl: Impl = "auto"
+    values: Tensor,
+    offsets: Tensor,
+    planes: Tensor,
+    tau: int,
+    *,
+    ids: Tensor | None = None,
+    impl: Impl = "auto",
 ) -> Tensor:
     """Sum each user's behaviours by bucket. Additive over behaviours, whatever their order.
 
     Args:
-        values: `[N, D]`, the behaviours of all users, user after user.
+        values: `[N, D]`, the behaviours of all users, user after user; or with `ids` the table
+            `[V, D]`.
         offsets: `[B + 1]` int64, first 0, last N.
         planes: `[D, M]`.
         tau: bits a group.
+        ids: `[N]` int64 or int32, the row of `values` that each behaviour is; see the module.
         impl: which implementation; see the module.
 
     Returns:
@@ -79,11 +93,12 @@ def encode(
 
     Raises:
         TypeError: a dtype is wrong.
-        ValueError: shapes, offsets or tau are wrong.
+        ValueError: shapes, offsets, ids or tau are wrong.
     """
-    _check_history(values, offsets, planes, tau, impl)
+    _check_history(values, offsets, planes, tau, ids, impl)
     if _choice(impl, planes, tau, values) == "triton":
-        return fused.encode(values, offsets, planes, tau)
+        return fused.encode(values, offsets, planes, tau, ids)
+    values = _behaviours(values, ids)
     keys = codes(values, planes, tau, impl=impl)
     return apply(_Encode, values, offsets, keys, tau, impl)
 
@@ -129,16 +144,18 @@ def attend(
     planes: Tensor,
     tau: int,
     *,
+    ids: Tensor | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
     """Return the interests of candidates in whole histories, as `read(encode(...))` would.
 
     Args:
-        values: `[N, D]`, behaviours.
+        values: `[N, D]`, behaviours; or with `ids` the table `[V, D]`.
         offsets: `[B + 1]` int64, first 0, last N.
         queries: `[B, C, D]`, candidates of each user.
         planes: `[D, M]`.
         tau: bits a group.
+        ids: `[N]` int64 or int32, the row of `values` that each behaviour is; see the module.
         impl: which implementation; see the module.
 
     Returns:
@@ -146,20 +163,19 @@ def attend(
 
     Raises:
         TypeError: a dtype is wrong.
-        ValueError: shapes, offsets or tau are wrong.
+        ValueError: shapes, offsets, ids or tau are wrong.
     """
-    _check_history(values, offsets, planes, tau, impl)
+    _check_history(values, offsets, planes, tau, ids, impl)
     checks.check_rows("queries", queries, "[B, C, D]", values.shape[1])
     checks.check_users("queries", queries.shape[0], offsets)
     checks.check_same_device(values=values, queries=queries)
     if _choice(impl, planes, tau, values, queries) == "triton":
-        return fused.attend(values, offsets, queries, planes, tau)
+        return fused.attend(values, offsets, queries, planes, tau, ids)
     candidates = queries.shape[1]
     query_offsets = torch.arange(offsets.shape[0], device=offsets.device) * candidates
     cuts = offsets.diff().repeat_interleave(candidates, output_size=queries.shape[0] * candidates)
-    rows = attend_at(
-        values, offsets, queries.flatten(0, 1), query_offsets, cuts, planes, tau, impl=impl
-    )
+    flat = queries.flatten(0, 1)
+    rows = attend_at(values, offsets, flat, query_offsets, cuts, planes, tau, ids=ids, impl=impl)
     return rows.view(queries.shape)
 
 
@@ -173,6 +189,7 @@ def attend_at(
     tau: int,
     *,
     last: int | None = None,
+    ids: Tensor | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
     """Return the interest of each query in its user's behaviours before the query's cut.
@@ -185,7 +202,7 @@ def attend_at(
     2^-16 of the most that it has been: that is rounding which others left.
 
     Args:
-        values: `[N, D]`, behaviours in time order within a user.
+        values: `[N, D]`, behaviours in time order within a user; or with `ids` the table `[V, D]`.
         offsets: `[B + 1]` int64, first 0, last N.
         queries: `[Q, D]`, candidates; those of user u are rows query_offsets[u] up to
             query_offsets[u + 1].
@@ -194,6 +211,7 @@ def attend_at(
         planes: `[D, M]`.
         tau: bits a group.
         last: of those the latest `last` only; None for all.
+        ids: `[N]` int64 or int32, the row of `values` that each behaviour is; see the module.
         impl: which implementation; see the module.
 
     Returns:
@@ -201,13 +219,15 @@ def attend_at(
 
     Raises:
         TypeError: a dtype is wrong.
-        ValueError: shapes, offsets, cuts, tau or last are wrong.
+        ValueError: shapes, offsets, ids, cuts, tau or last are wrong.
     """
-    _check_history(values, offsets, planes, tau, impl)
+    _check_history(values, offsets, planes, tau, ids, impl)
     checks.check_queries(queries, query_offsets, cuts, offsets, values.shape[1], last)
     checks.check_same_device(values=values, queries=queries, query_offsets=query_offsets, cuts=cuts)
     if _choice(impl, planes, tau, values, queries) == "triton":
-        return fused.attend_at(values, offsets, queries, query_offsets, cuts, planes, tau, last)
+        at = (query_offsets, cuts, planes, tau, last)
+        return fused.attend_at(values, offsets, queries, *at, ids)
+    values = _behaviours(values, ids)
     keys = (codes(values, planes, tau, impl=impl), codes(queries, planes, tau, impl=impl))
     interest = apply(_AttendAt, values, offsets, *keys, query_offsets, cuts, tau, last, impl)
     return interest.to(values.dtype)
@@ -259,12 +279,16 @@ def _unit(x: Tensor) -> Tensor:
     return torch.nn.functional.normalize(x, dim=-1)
 
 
-def _check_history(values: Tensor, offsets: Tensor, planes: Tensor, tau: int, impl: str) -> None:
+def _check_history(
+    values: Tensor, offsets: Tensor, planes: Tensor, tau: int, ids: Tensor | None, impl: str
+) -> None:
     check_impl(impl, get_args(Impl))
     checks.check_planes(planes, tau)
     checks.check_rows("values", values, "[N, D]", planes.shape[0])
     checks.check_index("offsets", offsets)
     checks.check_same_device(values=values, offsets=offsets, planes=planes)
+    if ids is not None:
+        checks.check_ids(ids, values)
 
 
 def _choice(impl: str, planes: Tensor, tau: int, *rows: Tensor) -> str:
@@ -272,6 +296,14 @@ def _choice(impl: str, planes: Tensor, tau: int, *rows: Tensor) -> str:
     if use_triton(impl, planes.device, fused.why_unfit(planes, tau, *rows)):
         return "triton"
     return impl
+
+
+def _behaviours(values: Tensor, ids: Tensor | None) -> Tensor:
+    """Return the behaviours `[N, D]`."""
+    if ids is None:
+        return values
+    checked: Tensor = _hashtab.sdim_checked_ids(ids, values.shape[0])
+    return values.index_select(0, checked)
 
 
 class _Encode(torch.autograd.Function):

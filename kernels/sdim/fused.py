@@ -1,8 +1,10 @@
 """SDIM's fused operators, whose kernels are Triton's, for torch.library, and their gradients.
 
 They take planes and hash themselves, in the same read of the behaviours that sums them; backward
-reads the packed codes that forward leaves. Nothing here waits for the device: offsets and cuts are
-read by the kernels, which keep to their arrays whatever these hold.
+reads the packed codes that forward leaves. With ids, behaviours are rows of a table, which kernels
+gather as they read them; the behaviours' gradients are summed by row of the table behind backward.
+Nothing here waits for the device: offsets, cuts and ids are read by the kernels, which keep to
+their arrays whatever these hold.
 """
 
 from types import ModuleType
@@ -35,9 +37,9 @@ def why_unfit(planes: Tensor, tau: int, *rows: Tensor) -> str | None:
     return None
 
 
-def encode(values: Tensor, offsets: Tensor, planes: Tensor, tau: int) -> Tensor:
+def encode(values: Tensor, offsets: Tensor, planes: Tensor, tau: int, ids: Tensor | None) -> Tensor:
     """Return the table `[B, G, 2**tau, D]` float32."""
-    return apply(_Encode, values, offsets.contiguous(), planes, tau)
+    return apply(_Encode, values, offsets.contiguous(), planes, tau, _contiguous(ids))
 
 
 def read(table: Tensor, queries: Tensor, planes: Tensor, tau: int) -> Tensor:
@@ -45,14 +47,22 @@ def read(table: Tensor, queries: Tensor, planes: Tensor, tau: int) -> Tensor:
     return apply(_Read, table, queries, planes, tau)
 
 
-def attend(values: Tensor, offsets: Tensor, queries: Tensor, planes: Tensor, tau: int) -> Tensor:
+def attend(
+    values: Tensor,
+    offsets: Tensor,
+    queries: Tensor,
+    planes: Tensor,
+    tau: int,
+    ids: Tensor | None,
+) -> Tensor:
     """Return interests `[B, C, D]` in the dtype of the values.
 
     Sums of the buckets of candidates or of all buckets, whichever are fewer.
     """
     if through_a_table(queries.shape[1], tau):
-        return read(encode(values, offsets, planes, tau), queries, planes, tau).to(values.dtype)
-    return apply(_Attend, values, offsets.contiguous(), queries, planes, tau)
+        table = encode(values, offsets, planes, tau, ids)
+        return read(table, queries, planes, tau).to(values.dtype)
+    return apply(_Attend, values, offsets.contiguous(), queries, planes, tau, _contiguous(ids))
 
 
 def attend_at(
@@ -64,10 +74,16 @@ def attend_at(
     planes: Tensor,
     tau: int,
     last: int | None,
+    ids: Tensor | None,
 ) -> Tensor:
     """Return interests `[Q, D]` in the dtype of the values."""
     offsets, query_offsets, cuts = (x.contiguous() for x in (offsets, query_offsets, cuts))
-    return apply(_AttendAt, values, offsets, queries, query_offsets, cuts, planes, tau, last)
+    at = (query_offsets, cuts, planes, tau, last, _contiguous(ids))
+    return apply(_AttendAt, values, offsets, queries, *at)
+
+
+def _contiguous(ids: Tensor | None) -> Tensor | None:
+    return None if ids is None else ids.contiguous()
 
 
 def through_a_table(candidates: int, tau: int) -> bool:
@@ -77,18 +93,21 @@ def through_a_table(candidates: int, tau: int) -> bool:
 
 class _Encode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, offsets: Tensor, planes: Tensor, tau: int) -> Tensor:
-        table, packed = _hashtab.sdim_fused_encode(values, offsets, planes, tau)
-        ctx.save_for_backward(offsets, packed)
-        ctx.dtype = values.dtype
+    def forward(
+        ctx: Any, values: Tensor, offsets: Tensor, planes: Tensor, tau: int, ids: Tensor | None
+    ) -> Tensor:
+        table, packed = _hashtab.sdim_fused_encode(values, offsets, planes, tau, ids)
+        ctx.save_for_backward(offsets, packed, ids)
+        ctx.dtype, ctx.items = values.dtype, values.shape[0]
         result: Tensor = table
         return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad = _hashtab.sdim_fused_encode_backward(grads[0], *ctx.saved_tensors, ctx.dtype)
-        return grad, None, None, None
+        *kept, ids = ctx.saved_tensors
+        grad = _hashtab.sdim_fused_encode_backward(grads[0], *kept, ctx.dtype)
+        return _grad_of_values(grad, ids, ctx.items), None, None, None, None
 
 
 class _Read(torch.autograd.Function):
@@ -107,29 +126,31 @@ class _Read(torch.autograd.Function):
 
 class _Attend(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, values: Tensor, offsets: Tensor, queries: Tensor, planes: Tensor, tau: int
-    ) -> Tensor:
+    def forward(ctx: Any, values: Tensor, offsets: Tensor, *arguments: Any) -> Tensor:
+        queries, planes, tau, ids = arguments
         keep = ctx.needs_input_grad[0]
-        interest, *kept = _hashtab.sdim_fused_attend(values, offsets, queries, planes, tau, keep)
-        ctx.save_for_backward(offsets, *kept)
-        ctx.code = (planes.shape[1] // tau, tau)
+        interest, *kept = _hashtab.sdim_fused_attend(
+            values, offsets, queries, planes, tau, keep, ids
+        )
+        ctx.save_for_backward(offsets, *kept, ids)
+        ctx.code, ctx.items = (planes.shape[1] // tau, tau), values.shape[0]
         result: Tensor = interest
         return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad = _hashtab.sdim_fused_attend_backward(grads[0], *ctx.saved_tensors, *ctx.code)
-        return grad, None, None, None, None
+        *kept, ids = ctx.saved_tensors
+        grad = _hashtab.sdim_fused_attend_backward(grads[0], *kept, *ctx.code)
+        return _grad_of_values(grad, ids, ctx.items), *[None] * 5
 
 
 class _AttendAt(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, offsets: Tensor, *arguments: Any) -> Tensor:
-        _, query_offsets, cuts, planes, tau, last = arguments
+        _, query_offsets, cuts, planes, tau, last, ids = arguments
         interest, *kept = _hashtab.sdim_fused_attend_at(values, offsets, *arguments)
-        ctx.save_for_backward(values, offsets, *kept, query_offsets, cuts)
+        ctx.save_for_backward(values, offsets, *kept, query_offsets, cuts, ids)
         ctx.settings = (planes.shape[1] // tau, tau, last)
         result: Tensor = interest
         return result
@@ -137,8 +158,17 @@ class _AttendAt(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad = _hashtab.sdim_fused_attend_at_backward(grads[0], *ctx.saved_tensors, *ctx.settings)
-        return grad, *[None] * 7
+        *kept, ids = ctx.saved_tensors
+        grad = _hashtab.sdim_fused_attend_at_backward(grads[0], *kept, *ctx.settings, ids)
+        return _grad_of_values(grad, ids, kept[0].shape[0]), *[None] * 8
+
+
+def _grad_of_values(grad: Tensor, ids: Tensor | None, items: int) -> Tensor:
+    """Return the gradient of `values` `[V, D]` from that of the behaviours `[N, D]`."""
+    if ids is None:
+        return grad
+    result: Tensor = _hashtab.sdim_fused_sum_by_item(grad, ids, items)
+    return result
 
 
 def _kernels(name: str) -> ModuleType:
@@ -147,17 +177,24 @@ def _kernels(name: str) -> ModuleType:
     return import_module(f"hashtab.kernels.sdim.triton.{name}")
 
 
-def _encode(values: Tensor, offsets: Tensor, planes: Tensor, tau: int) -> tuple[Tensor, Tensor]:
-    result: tuple[Tensor, Tensor] = _kernels("encode").encode(values, offsets, planes, tau)
+def _encode(
+    values: Tensor, offsets: Tensor, planes: Tensor, tau: int, ids: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    result: tuple[Tensor, Tensor] = _kernels("encode").encode(values, offsets, planes, tau, ids)
     return result
 
 
 def _encode_fake(
-    values: Tensor, offsets: Tensor, planes: Tensor, tau: int
+    values: Tensor, offsets: Tensor, planes: Tensor, tau: int, ids: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     packing = Packing(tau, planes.shape[1] // tau)
     shape = (offsets.shape[0] - 1, packing.groups, 2**tau, values.shape[1])
-    return values.new_empty(shape, dtype=torch.float32), _packed(values, values.shape[0], packing)
+    packed = _packed(values, _behaviours(values, ids), packing)
+    return values.new_empty(shape, dtype=torch.float32), packed
+
+
+def _behaviours(values: Tensor, ids: Tensor | None) -> int:
+    return (values if ids is None else ids).shape[0]
 
 
 def _packed(like: Tensor, rows: int, packing: Packing) -> Tensor:
@@ -198,23 +235,35 @@ def _read_backward_fake(_grad: Tensor, table: Tensor, _packed: Tensor) -> Tensor
 
 
 def _attend(
-    values: Tensor, offsets: Tensor, queries: Tensor, planes: Tensor, tau: int, keep: bool
+    values: Tensor,
+    offsets: Tensor,
+    queries: Tensor,
+    planes: Tensor,
+    tau: int,
+    keep: bool,
+    ids: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     result: tuple[Tensor, Tensor, Tensor, Tensor] = _kernels("attend").attend(
-        values, offsets, queries, planes, tau, keep
+        values, offsets, queries, planes, tau, keep, ids
     )
     return result
 
 
 def _attend_fake(
-    values: Tensor, _offsets: Tensor, queries: Tensor, planes: Tensor, tau: int, keep: bool
+    values: Tensor,
+    _offsets: Tensor,
+    queries: Tensor,
+    planes: Tensor,
+    tau: int,
+    keep: bool,
+    ids: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     packing = Packing(tau, planes.shape[1] // tau)
     users, candidates, size = queries.shape
     kept = users if keep else 0
     return (
         values.new_empty(queries.shape),
-        _packed(values, values.shape[0] if keep else 0, packing),
+        _packed(values, _behaviours(values, ids) if keep else 0, packing),
         _packed(values, users * candidates, packing),
         values.new_empty(kept, candidates, packing.padded_groups, size, dtype=torch.float32),
     )
@@ -248,9 +297,10 @@ def _attend_at(
     planes: Tensor,
     tau: int,
     last: int | None,
+    ids: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     result: tuple[Tensor, Tensor, Tensor] = _kernels("attend_at").attend_at(
-        values, offsets, queries, query_offsets, cuts, planes, tau, last
+        values, offsets, queries, query_offsets, cuts, planes, tau, last, ids
     )
     return result
 
@@ -264,11 +314,12 @@ def _attend_at_fake(
     planes: Tensor,
     tau: int,
     _last: int | None,
+    ids: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     packing = Packing(tau, planes.shape[1] // tau)
     return (
         values.new_empty(queries.shape),
-        _packed(values, values.shape[0], packing),
+        _packed(values, _behaviours(values, ids), packing),
         _packed(values, queries.shape[0], packing),
     )
 
@@ -284,22 +335,40 @@ def _attend_at_backward(
     groups: int,
     tau: int,
     last: int | None,
+    ids: Tensor | None = None,
 ) -> Tensor:
     kept = (packed, query_packed, query_offsets, cuts)
     grad_values: Tensor = _kernels("attend_at").attend_at_backward(
-        grad, values, offsets, *kept, groups, tau, last
+        grad, values, offsets, *kept, groups, tau, last, ids
     )
     return grad_values
 
 
-def _attend_at_backward_fake(_grad: Tensor, values: Tensor, *_: Any) -> Tensor:
-    return values.new_empty(values.shape)
+def _attend_at_backward_fake(
+    _grad: Tensor, values: Tensor, _offsets: Tensor, packed: Tensor, *_: Any
+) -> Tensor:
+    return values.new_empty(packed.shape[0], values.shape[1])
+
+
+def _sum_by_item(grads: Tensor, ids: Tensor, items: int) -> Tensor:
+    grad_values: Tensor = _kernels("items").sum_by_item(grads, ids, items)
+    return grad_values
+
+
+def _sum_by_item_fake(grads: Tensor, _ids: Tensor, items: int) -> Tensor:
+    return grads.new_empty(items, grads.shape[1])
 
 
 _HISTORY = "Tensor values, Tensor offsets"
 _CODES = "Tensor planes, int tau"
+_IDS = "Tensor? ids=None"
 
-register("sdim_fused_encode", f"({_HISTORY}, {_CODES}) -> (Tensor, Tensor)", _encode, _encode_fake)
+register(
+    "sdim_fused_encode",
+    f"({_HISTORY}, {_CODES}, {_IDS}) -> (Tensor, Tensor)",
+    _encode,
+    _encode_fake,
+)
 register(
     "sdim_fused_encode_backward",
     "(Tensor grad_table, Tensor offsets, Tensor packed, ScalarType dtype) -> Tensor",
@@ -320,7 +389,8 @@ register(
 )
 register(
     "sdim_fused_attend",
-    f"({_HISTORY}, Tensor queries, {_CODES}, bool keep) -> (Tensor, Tensor, Tensor, Tensor)",
+    f"({_HISTORY}, Tensor queries, {_CODES}, bool keep, {_IDS}) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
     _attend,
     _attend_fake,
 )
@@ -333,7 +403,7 @@ register(
 )
 register(
     "sdim_fused_attend_at",
-    f"({_HISTORY}, Tensor queries, Tensor query_offsets, Tensor cuts, {_CODES}, int? last) "
+    f"({_HISTORY}, Tensor queries, Tensor query_offsets, Tensor cuts, {_CODES}, int? last, {_IDS}) "
     "-> (Tensor, Tensor, Tensor)",
     _attend_at,
     _attend_at_fake,
@@ -341,7 +411,13 @@ register(
 register(
     "sdim_fused_attend_at_backward",
     f"(Tensor grad, {_HISTORY}, Tensor packed, Tensor query_packed, "
-    "Tensor query_offsets, Tensor cuts, int groups, int tau, int? last) -> Tensor",
+    f"Tensor query_offsets, Tensor cuts, int groups, int tau, int? last, {_IDS}) -> Tensor",
     _attend_at_backward,
     _attend_at_backward_fake,
+)
+register(
+    "sdim_fused_sum_by_item",
+    "(Tensor grads, Tensor ids, SymInt items) -> Tensor",
+    _sum_by_item,
+    _sum_by_item_fake,
 )

@@ -1,6 +1,6 @@
 """SDIM's operators for torch.library: data checks, choice of implementation, fake results.
 
-An operator checks what only its data can tell (offsets, cuts); shapes and dtypes are checked
+An operator checks what only its data can tell (offsets, cuts, ids); shapes and dtypes are checked
 before, in `api.py`, where tracing sees them.
 """
 
@@ -39,6 +39,15 @@ def _codes(x: Tensor, planes: Tensor, tau: int, impl: str) -> Tensor:
 
 def _codes_fake(x: Tensor, planes: Tensor, tau: int, _impl: str) -> Tensor:
     return x.new_empty((*x.shape[:-1], planes.shape[1] // tau), dtype=torch.int32)
+
+
+def _checked_ids(ids: Tensor, items: int) -> Tensor:
+    checks.check_items(ids, items)
+    return ids.clone()
+
+
+def _checked_ids_fake(ids: Tensor, _items: int) -> Tensor:
+    return torch.empty_like(ids)
 
 
 def _encode(values: Tensor, offsets: Tensor, codes: Tensor, tau: int, impl: str) -> Tensor:
@@ -167,6 +176,9 @@ _QUERIES = "Tensor query_codes, Tensor query_offsets, Tensor cuts, int tau, int?
 
 register(
     "sdim_codes", "(Tensor x, Tensor planes, int tau, str impl) -> Tensor", _codes, _codes_fake
+)
+register(
+    "sdim_checked_ids", "(Tensor ids, SymInt items) -> Tensor", _checked_ids, _checked_ids_fake
 )
 register("sdim_encode", f"({_HISTORY}, int tau, str impl) -> Tensor", _encode, _encode_fake)
 register(

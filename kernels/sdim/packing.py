@@ -6,6 +6,8 @@ import torch
 
 from hashtab.kernels.core import dispatch
 
+_FEW = 200  # latest behaviours for each walk, of which masks are sooner done than a walk
+
 
 class Packing(NamedTuple):
     """How the codes of a row lie in its int32 words, the first code in the lowest bits.
@@ -38,20 +40,23 @@ class Packing(NamedTuple):
         """Words of a row, a power of two."""
         return max(1, self.columns // 32)
 
-    def why_no_walk(self, rows: torch.Tensor) -> str | None:
+    def why_no_walk(self, rows: torch.Tensor, last: int | None) -> str | None:
         """Return why walks over histories are not for such behaviours, or None if they are.
 
         Their products are of bfloat16, which Triton's interpreter cannot multiply, and of 16 groups
         at least; a program holds `walk_rows` of a table in registers, which on older GPUs spill,
         and with more than four walks masks are as fast.
         """
-        table, most = self.padded_groups << self.tau, 4 * walk_rows(rows.shape[1])
+        table, at_once = self.padded_groups << self.tau, walk_rows(rows.shape[1])
+        few = _FEW * -(-table // at_once)
         if rows.dtype != torch.bfloat16:
             return f"they are for bfloat16, not {rows.dtype}"
         if self.padded_groups < 16:
             return f"they are for 9 groups and more, got {self.groups}"
-        if table > most:
-            return f"they are for tables of up to {most} rows, got {table}"
+        if table > 4 * at_once:
+            return f"they are for tables of up to {4 * at_once} rows, got {table}"
+        if last is not None and last < few:
+            return f"they take out what is beyond the latest {few} behaviours and more, got {last=}"
         if rows.device.type == "cpu" or dispatch.capability(rows.device) < dispatch.HOPPER:
             return "they are for GPUs from compute capability 9.0"
         return None

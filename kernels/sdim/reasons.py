@@ -20,6 +20,7 @@ def explain(
     tau: int,
     *,
     candidates: int = 1,
+    last: int | None = None,
     impl: Impl = "auto",
 ) -> str:
     """Say which implementation and which algorithm an operator would run, and for what reason.
@@ -31,6 +32,7 @@ def explain(
         planes: `[D, M]`.
         tau: bits a group.
         candidates: of a user, for `attend`.
+        last: as in `attend_at`.
         impl: which implementation is asked for.
 
     Returns:
@@ -53,7 +55,7 @@ def explain(
     checks.check_same_device(rows=rows, planes=planes)
     unfit = fused.why_unfit(planes, tau, rows)
     if dispatch.use_triton(impl, planes.device, unfit):
-        return f"triton: {_algorithm(operator, rows, planes, tau, candidates)}"
+        return f"triton: {_algorithm(operator, rows, planes, tau, candidates, last)}"
     if dispatch.use_native(impl, planes.device, SOURCE):
         return "native: C, compiled for this CPU"
     if impl == "reference":
@@ -63,12 +65,14 @@ def explain(
     return f"reference: {dispatch.why_not_triton(planes.device) or unfit}"
 
 
-def _algorithm(operator: Operator, rows: Tensor, planes: Tensor, tau: int, candidates: int) -> str:
+def _algorithm(
+    operator: Operator, rows: Tensor, planes: Tensor, tau: int, candidates: int, last: int | None
+) -> str:
     from hashtab.kernels.sdim.triton import attend, encode
 
     size, packing = planes.shape[0], Packing(tau, planes.shape[1] // tau)
     if operator == "attend_at":
-        reason = packing.why_no_walk(rows)
+        reason = packing.why_no_walk(rows, last)
         if reason is None:
             return "walks over each history from cut to cut"
         return f"masks of queries and behaviours, not walks: {reason}"

@@ -139,7 +139,8 @@ def of_user(h: Histories, user: int, results: list[Tensor]) -> list[Tensor]:
 def encode(h: Histories, tau: int, impl: Impl) -> list[Tensor]:
     """Return the table and the gradient of the behaviours."""
     return with_gradient(
-        lambda values: sdim.encode(values, h.offsets, h.planes, tau, impl=impl), h.values
+        lambda values: sdim.encode(values, h.offsets, h.planes, tau, impl=impl, **h.keywords),
+        h.values,
     )
 
 
@@ -155,15 +156,21 @@ def attend(h: Histories, tau: int, impl: Impl) -> list[Tensor]:
     """Return the interests in whole histories and the gradient of the behaviours."""
     queries = candidates(h)
     return with_gradient(
-        lambda values: sdim.attend(values, h.offsets, queries, h.planes, tau, impl=impl), h.values
+        lambda values: sdim.attend(
+            values, h.offsets, queries, h.planes, tau, impl=impl, **h.keywords
+        ),
+        h.values,
     )
 
 
 def attend_at(h: Histories, tau: int, impl: Impl, last: int | None = None) -> list[Tensor]:
     """Return the interests at cuts and the gradient of the behaviours."""
-    asked = (h.queries, h.query_offsets, h.cuts, h.planes, tau)
+    asked = (h.queries, h.query_offsets, h.cuts)
     return with_gradient(
-        lambda values: sdim.attend_at(values, h.offsets, *asked, last=last, impl=impl), h.values
+        lambda values: sdim.attend_at(
+            values, h.offsets, *asked, h.planes, tau, last=last, impl=impl, **h.keywords
+        ),
+        h.values,
     )
 
 
@@ -177,7 +184,7 @@ def encode_and_read(h: Histories, tau: int, impl: Impl) -> list[Tensor]:
     queries = candidates(h)
 
     def interest(values: Tensor) -> Tensor:
-        table = sdim.encode(values, h.offsets, h.planes, tau, impl=impl)
+        table = sdim.encode(values, h.offsets, h.planes, tau, impl=impl, **h.keywords)
         return sdim.read(table, queries, h.planes, tau, impl=impl)
 
     return with_gradient(interest, h.values)

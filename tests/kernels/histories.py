@@ -1,6 +1,6 @@
 """Random ragged batches of whole users, for tests of operators."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -59,3 +59,45 @@ class Histories:
     def user(self) -> Tensor:
         """`[Q]`, the user of each query."""
         return segment_of(self.query_offsets, self.queries.shape[0])
+
+    @property
+    def keywords(self) -> dict[str, Tensor]:
+        """What SDIM's operators on behaviours are given by name."""
+        return {}
+
+
+@dataclass(frozen=True)
+class HistoriesById(Histories):
+    """Histories whose behaviours are rows `ids` of `values`, a table."""
+
+    ids: Tensor
+
+    @classmethod
+    def of_part(cls, h: Histories, dtype: torch.dtype = torch.int64, seed: int = 0) -> Self:
+        """Draw behaviours from the first rows of `h`: some are met often, the last ones never."""
+        n = h.values.shape[0]
+        table = h.values[: 2 * n // 3 + 1]
+        generator = torch.Generator().manual_seed(seed)
+        ids = torch.randint(max(1, len(table) - 3), (n,), generator=generator)
+        ids[n // 4 : n // 2] = len(table) // 2
+        return cls(**(vars(h) | {"values": table}), ids=ids.to(table.device, dtype))
+
+    @property
+    def gathered(self) -> Histories:
+        """The same with the behaviours themselves."""
+        arguments = {name: x for name, x in vars(self).items() if name != "ids"}
+        return Histories(**(arguments | {"values": self.values.index_select(0, self.ids)}))
+
+    @property
+    def keywords(self) -> dict[str, Tensor]:
+        """See Histories."""
+        return {"ids": self.ids}
+
+
+def with_wrong_ids(h: HistoriesById) -> HistoriesById:
+    """Return ids some of which name no row of the table, by little and by far."""
+    ids = h.ids.clone()
+    limits = torch.iinfo(ids.dtype)
+    wrong = torch.tensor([-1, len(h.values), limits.min, limits.max]).to(ids)
+    ids[::3] = wrong.repeat(len(ids))[: len(ids[::3])]
+    return replace(h, ids=ids)

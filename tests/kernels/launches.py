@@ -52,6 +52,11 @@ class Shape(NamedTuple):
         """`[B + 1]`."""
         return torch.empty(_USERS + 1, dtype=torch.int64, device="meta")
 
+    @property
+    def ids(self) -> Tensor:
+        """`[N]`, where `values` are a table."""
+        return torch.empty(_ROWS, dtype=torch.int64, device="meta")
+
     def candidates(self, count: int) -> Tensor:
         """`[B, C, D]`."""
         return self.values.new_empty(_USERS, count, self.size)
@@ -72,10 +77,11 @@ def _codes(shape: Shape) -> None:
     hashing.codes(shape.values, shape.planes, shape.tau)
 
 
-def _encode(shape: Shape) -> None:
+def _encode(shape: Shape, by_id: bool = False) -> None:
     from hashtab.kernels.sdim.triton import encode
 
-    table, packed = encode.encode(shape.values, shape.offsets, shape.planes, shape.tau)
+    ids = shape.ids if by_id else None
+    table, packed = encode.encode(shape.values, shape.offsets, shape.planes, shape.tau, ids)
     encode.encode_backward(table, shape.offsets, packed, shape.dtype)
 
 
@@ -87,27 +93,38 @@ def _read(shape: Shape) -> None:
     read.read_backward(interest, table, packed)
 
 
-def _attend(shape: Shape, candidates: int) -> None:
+def _attend(shape: Shape, candidates: int, by_id: bool = False) -> None:
     from hashtab.kernels.sdim.triton import attend
 
+    ids = shape.ids if by_id else None
     queries = shape.candidates(min(candidates, 2**shape.tau))  # more are read from a table
     interest, packed, query_packed, sums = attend.attend(
-        shape.values, shape.offsets, queries, shape.planes, shape.tau, keep=True
+        shape.values, shape.offsets, queries, shape.planes, shape.tau, True, ids
     )
     attend.attend_backward(
         interest, sums, shape.offsets, packed, query_packed, shape.groups, shape.tau
     )
 
 
-def _attend_at(shape: Shape, last: int | None = None) -> None:
+def _attend_at(shape: Shape, last: int | None = None, by_id: bool = False) -> None:
     from hashtab.kernels.sdim.triton import attend_at
 
+    ids = shape.ids if by_id else None
     queries, query_offsets, cuts = shape.requests(320)
+    history = (shape.values, shape.offsets)
+    asked = (query_offsets, cuts)
     interest, packed, query_packed = attend_at.attend_at(
-        shape.values, shape.offsets, queries, query_offsets, cuts, shape.planes, shape.tau, last
+        *history, queries, *asked, shape.planes, shape.tau, last, ids
     )
-    kept = shape.values, shape.offsets, packed, query_packed, query_offsets, cuts
-    attend_at.attend_at_backward(interest, *kept, shape.groups, shape.tau, last)
+    attend_at.attend_at_backward(
+        interest, *history, packed, query_packed, *asked, shape.groups, shape.tau, last, ids
+    )
+
+
+def _sum_by_item(shape: Shape) -> None:
+    from hashtab.kernels.sdim.triton import items
+
+    items.sum_by_item(shape.values, shape.ids, 1000)
 
 
 def _dense(shape: Shape) -> None:
@@ -136,6 +153,11 @@ _OPERATORS: dict[str, Callable[[Shape], object]] = {
     "attend to many": partial(_attend, candidates=100),
     "attend_at": _attend_at,
     "attend_at the last": partial(_attend_at, last=2000),
+    "encode by id": partial(_encode, by_id=True),
+    "attend by id to 1": partial(_attend, candidates=1, by_id=True),
+    "attend by id to many": partial(_attend, candidates=100, by_id=True),
+    "attend_at by id": partial(_attend_at, by_id=True),
+    "sums by item": _sum_by_item,
     "dense": _dense,
     "dense at cuts": _dense_at,
 }

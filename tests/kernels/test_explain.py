@@ -37,19 +37,20 @@ def test_a_cpu_runs_native_code_and_the_definition_says_why_it_is_taken(
 
 
 @pytest.mark.parametrize(
-    ("dtype", "tau", "groups", "said"),
+    ("dtype", "tau", "groups", "last", "said"),
     [
-        (torch.bfloat16, 3, 16, "walks over each history"),
-        (torch.bfloat16, 5, 9, "walks over each history"),
-        (torch.float16, 3, 16, "masks .*bfloat16, not torch.float16"),
-        (torch.bfloat16, 3, 8, "masks .*9 groups and more, got 8"),
-        (torch.bfloat16, 6, 16, "masks .*up to 512 rows, got 1024"),
+        (torch.bfloat16, 3, 16, None, "walks over each history"),
+        (torch.bfloat16, 5, 9, 2000, "walks over each history"),
+        (torch.bfloat16, 5, 9, 700, "masks .*latest 800 behaviours and more, got last=700"),
+        (torch.float16, 3, 16, None, "masks .*bfloat16, not torch.float16"),
+        (torch.bfloat16, 3, 8, None, "masks .*9 groups and more, got 8"),
+        (torch.bfloat16, 6, 16, None, "masks .*up to 512 rows, got 1024"),
     ],
 )
 def test_queries_at_cuts_are_walked_to_where_walks_are_for_the_codes(
-    hopper: dict[str, str], dtype: torch.dtype, tau: int, groups: int, said: str
+    hopper: dict[str, str], dtype: torch.dtype, tau: int, groups: int, last: int | None, said: str
 ) -> None:
-    found = explain("attend_at", dtype, tau, groups, **hopper)
+    found = explain("attend_at", dtype, tau, groups, last=last, **hopper)
     assert re.match(f"triton: {said}", found), found
 
 

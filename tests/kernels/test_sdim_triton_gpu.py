@@ -23,7 +23,7 @@ from tests.kernels.fused import (
     only,
     read,
 )
-from tests.kernels.histories import Histories, offsets_of
+from tests.kernels.histories import Histories, HistoriesById, offsets_of
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not GPU, reason="no CUDA device")]
 
@@ -34,6 +34,14 @@ QUERIES = 70
 operators = pytest.mark.parametrize(
     "operator", [f for f in OPERATORS if f is not read], ids=lambda f: f.__name__
 )
+
+
+by_id = pytest.mark.parametrize("ids", [None, torch.int64, torch.int32], ids=str)
+
+
+def in_form(h: Histories, ids: torch.dtype | None, seed: int = 0) -> Histories:
+    """Return behaviours as they are, or drawn by ids of a dtype."""
+    return h if ids is None else HistoriesById.of_part(h, ids, seed)
 
 
 @operators
@@ -52,10 +60,13 @@ def test_another_stream_gives_the_same_bits(operator: Operator) -> None:
 
 @operators
 @pytest.mark.parametrize("tau", [3, 8])
-def test_a_graph_replays_forward_and_backward_on_other_data(operator: Operator, tau: int) -> None:
+@by_id
+def test_a_graph_replays_forward_and_backward_on_other_data(
+    operator: Operator, tau: int, ids: torch.dtype | None
+) -> None:
     case = CASE._replace(tau=tau)
-    h = draw([300, 0, 5000], case, queries=QUERIES)
-    other = draw([5100, 190, 10], case, queries=QUERIES, seed=1)
+    h = in_form(draw([300, 0, 5000], case, queries=QUERIES), ids)
+    other = in_form(draw([5100, 190, 10], case, queries=QUERIES, seed=1), ids, 1)
     operator(h, tau, "triton")  # compiles
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -88,6 +99,21 @@ def test_behaviours_beyond_two_to_the_31_numbers(
     assert_same_bits(found, operator(only(h, 1), tau, "triton"))
 
 
+@operators
+@pytest.mark.parametrize("tau", [3, 8])
+@pytest.mark.parametrize("ids", [torch.int64, torch.int32], ids=str)
+def test_rows_by_id_beyond_two_to_the_31_numbers(
+    operator: Operator, tau: int, ids: torch.dtype
+) -> None:
+    near = HistoriesById.of_part(draw([900, 0, 70], CASE._replace(tau=tau), queries=3), ids)
+    before = 36_000_000
+    far = near.values.new_zeros(before + len(near.values), 64)
+    far[before:] = near.values
+    result, grad = operator(replace(near, values=far, ids=near.ids + before), tau, "triton")
+    assert_same_bits([result, grad[before:]], operator(near, tau, "triton"))
+    assert not grad[:before].any()
+
+
 def test_tables_beyond_two_to_the_31_numbers() -> None:
     users = 2**31 // (8 * 2**10 * 64) + 50
     h = draw([3] * users, Case(torch.bfloat16, 64, 10, 8), queries=2)
@@ -106,8 +132,9 @@ def test_tables_beyond_two_to_the_31_numbers() -> None:
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")  # that it is a prototype
 @pytest.mark.parametrize("operator", [encode, attend, attend_at])
-def test_nothing_waits_for_the_device(operator: Operator) -> None:
-    h = draw([300, 0, 700], CASE, queries=QUERIES)
+@by_id
+def test_nothing_waits_for_the_device(operator: Operator, ids: torch.dtype | None) -> None:
+    h = in_form(draw([300, 0, 700], CASE, queries=QUERIES), ids)
     expected = operator(h, 3, "triton")
     torch.cuda.set_sync_debug_mode("error")
     try:

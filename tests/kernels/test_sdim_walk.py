@@ -12,8 +12,8 @@ from torch import Tensor
 from hashtab.kernels.sdim import reference
 from hashtab.kernels.sdim.packing import Packing
 from tests.kernels.fence import Fence
-from tests.kernels.fused import DEVICE, Case, draw, shorten_pieces
-from tests.kernels.histories import Histories
+from tests.kernels.fused import DEVICE, Case, assert_same_bits, draw, shorten_pieces
+from tests.kernels.histories import Histories, HistoriesById, with_wrong_ids
 from tests.tolerances import TOLERANCE
 
 NEVER = 2**62
@@ -30,13 +30,12 @@ def walk(h: Histories, case: Case, grad: Tensor, last: int = NEVER) -> tuple[Ten
     from hashtab.kernels.sdim.triton import hashing
     from hashtab.kernels.sdim.triton import walk as kernels
 
-    packing = Packing(case.tau, case.groups)
-    packed, query_packed = (
-        hashing.pack_codes(x, h.planes, case.tau) for x in (h.values, h.queries)
-    )
-    history = (h.values, h.offsets, packed, query_packed, h.query_offsets, h.cuts)
-    interest = kernels.attend_at(*history, packing, last)
-    return interest, kernels.attend_at_backward(grad, *history, packing, last)
+    packing, ids = Packing(case.tau, case.groups), h.keywords.get("ids")
+    packed = hashing.pack_codes(h.values, h.planes, case.tau, ids=ids)
+    query_packed = hashing.pack_codes(h.queries, h.planes, case.tau)
+    asked = (packed, query_packed, h.query_offsets, h.cuts, packing, last, ids)
+    interest = kernels.attend_at(h.values, h.offsets, *asked)
+    return interest, kernels.attend_at_backward(grad, h.values, h.offsets, *asked)
 
 
 def definition(h: Histories, case: Case, grad: Tensor, last: int = NEVER) -> tuple[Tensor, Tensor]:
@@ -65,6 +64,17 @@ def test_a_walk_agrees_with_the_definition(
     torch.testing.assert_close(found, expected, **TOLERANCE[torch.float32])
 
 
+@pytest.mark.parametrize(("ids", "last"), [(torch.int64, NEVER), (torch.int32, 40)], ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_walk_by_id_is_that_over_the_behaviours(
+    case: Case, ids: torch.dtype, last: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shorten_pieces(monkeypatch, 32)
+    h = HistoriesById.of_part(draw([0, 5, 1, 70, 0], case, queries=20), ids)
+    grad = torch.randn(h.queries.shape, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    assert_same_bits([*walk(h, case, grad, last)], [*walk(h.gathered, case, grad, last)])
+
+
 @pytest.mark.parametrize("queries", [17, 40])
 def test_more_queries_at_one_cut_than_a_block_takes(queries: int) -> None:
     case = CASES[0]
@@ -90,7 +100,6 @@ def test_a_walk_ends_whatever_the_cuts(
     assert grad.shape == h.values.shape
 
 
-@pytest.mark.parametrize("last", [NEVER, 10])
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -103,12 +112,28 @@ def test_a_walk_ends_whatever_the_cuts(
     ],
     ids=str,
 )
+@pytest.mark.parametrize(("by_id", "last"), [(False, NEVER), (False, 10), (True, 10)])
 def test_wrong_cuts_and_offsets_touch_nothing_outside(
-    wrong: dict[str, list[int]], last: int, fence: Fence, monkeypatch: pytest.MonkeyPatch
+    wrong: dict[str, list[int]],
+    by_id: bool,
+    last: int,
+    fence: Fence,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shorten_pieces(monkeypatch, 16)
     h = draw([20, 12], CASES[0], queries=20)
+    h = HistoriesById.of_part(h) if by_id else h
     h = replace(h, **{name: torch.tensor(x, device=DEVICE) for name, x in wrong.items()})
+    assert_touches_nothing_outside(h, last, fence)
+
+
+def test_wrong_ids_touch_nothing_outside(fence: Fence, monkeypatch: pytest.MonkeyPatch) -> None:
+    shorten_pieces(monkeypatch, 16)
+    h = HistoriesById.of_part(draw([20, 12], CASES[0], queries=20))
+    assert_touches_nothing_outside(with_wrong_ids(h), NEVER, fence)
+
+
+def assert_touches_nothing_outside(h: Histories, last: int, fence: Fence) -> None:
     h = replace(h, **{name: fence.around(tensor) for name, tensor in vars(h).items()})
     for x in walk(h, CASES[0], fence.around(torch.ones_like(h.queries)), last):
         assert x.isfinite().all()  # what lies in margins is not

@@ -24,7 +24,13 @@ from hashtab.kernels.sdim.triton.hashing import (
     prepare,
     products_of,
 )
-from hashtab.kernels.sdim.triton.rows import load_rows, padded_size, store_rows
+from hashtab.kernels.sdim.triton.rows import (
+    behaviours_from,
+    load_behaviours,
+    load_rows,
+    padded_size,
+    store_rows,
+)
 from hashtab.kernels.sdim.triton.sums import (
     add_products,
     collect,
@@ -78,6 +84,8 @@ def _store_interest(
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def _attend(
     values,
+    ids,
+    items,
     offsets,
     prepared,
     query_packed,
@@ -113,7 +121,7 @@ def _attend(
     query = user * candidates + candidate
     wanted = load_wanted(query_packed, query, there, groups, GROUPS, BITS, TAU, WORDS, CANDIDATES)
     column = tl.arange(0, SIZE)
-    values += begin * size
+    values, ids = behaviours_from(values, ids, begin, size)
     packed += begin * WORDS
     length = tl.cast(end - begin, tl.int32)
     if HASH:
@@ -123,7 +131,7 @@ def _attend(
     sums_t = tl.zeros([SIZE, CANDIDATES * GROUPS], tl.float32)
     for start in tl.range(0, length, LENGTH, num_stages=STAGES):
         row = start + tl.arange(0, LENGTH)
-        x = load_rows(values, row, length, size, SIZE)
+        x = load_behaviours(values, ids, items, row, length, size, SIZE)
         if HASH:
             above = positive(x, high, middle, low, PRODUCTS, PARTS == 0)
             codes = codes_of(above, LENGTH, GROUPS, BITS)
@@ -268,7 +276,13 @@ def blocks_of(candidates: int, packing: Packing, size: int) -> int:
 
 
 def attend(
-    values: Tensor, offsets: Tensor, queries: Tensor, planes: Tensor, tau: int, keep: bool
+    values: Tensor,
+    offsets: Tensor,
+    queries: Tensor,
+    planes: Tensor,
+    tau: int,
+    keep: bool,
+    ids: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the interests of candidates and what backward reads, which is empty without `keep`.
 
@@ -276,7 +290,8 @@ def attend(
         Interests `[B, C, D]`; packed codes of behaviours `[N, words]` and of candidates
         `[B * C, words]`; sums of the candidates' buckets `[B, C, GROUPS, D]` float32.
     """
-    (rows, size), (users, candidates) = values.shape, queries.shape[:2]
+    users, candidates, size = queries.shape
+    rows = (values if ids is None else ids).shape[0]
     packing = Packing(tau, planes.shape[1] // tau)
     groups = packing.padded_groups
     prepared = prepare(planes, packing, values.dtype)
@@ -289,7 +304,7 @@ def attend(
     if fused:
         packed = query_packed.new_empty(rows if keep else 0, packing.words)
     else:
-        packed = pack_codes(values, planes, tau, prepared)
+        packed = pack_codes(values, planes, tau, prepared, ids)
     kept = users if keep else 0
     sums = values.new_empty(kept, candidates, groups, size, dtype=torch.float32)
     if interest.numel() == 0:
@@ -297,6 +312,8 @@ def attend(
     partial = partial_sums(rows, TILE, candidates * groups * size, values)
     _attend[slots(users, rows, TILE), blocks](
         values.contiguous(),
+        ids,
+        values.shape[0],
         offsets,
         prepared,
         query_packed,

@@ -18,17 +18,18 @@ def attend_at(
     planes: Tensor,
     tau: int,
     last: int | None,
+    ids: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the interests `[Q, D]` and the packed codes of behaviours and of queries."""
     packing = Packing(tau, planes.shape[1] // tau)
     values = values.contiguous()
     prepared = prepare(planes, packing, values.dtype)
     shared = prepared if queries.dtype == values.dtype else None
-    packed = pack_codes(values, planes, tau, prepared)
+    packed = pack_codes(values, planes, tau, prepared, ids)
     query_packed = pack_codes(queries, planes, tau, shared)
     history = (values, offsets, packed, query_packed, query_offsets, cuts, packing)
-    algorithm = walk if packing.why_no_walk(values) is None else pairs
-    return algorithm.attend_at(*history, _limit(last)), packed, query_packed
+    algorithm = walk if packing.why_no_walk(values, last) is None else pairs
+    return algorithm.attend_at(*history, _limit(last), ids), packed, query_packed
 
 
 def attend_at_backward(
@@ -42,12 +43,13 @@ def attend_at_backward(
     groups: int,
     tau: int,
     last: int | None,
+    ids: Tensor | None = None,
 ) -> Tensor:
     """Return the gradient of the behaviours `[N, D]` in their dtype."""
     packing = Packing(tau, groups)
     history = (values.contiguous(), offsets, packed, query_packed, query_offsets, cuts, packing)
-    algorithm = walk if packing.why_no_walk(values) is None else pairs
-    found: Tensor = algorithm.attend_at_backward(grad.contiguous(), *history, _limit(last))
+    algorithm = walk if packing.why_no_walk(values, last) is None else pairs
+    found: Tensor = algorithm.attend_at_backward(grad.contiguous(), *history, _limit(last), ids)
     return found
 
 

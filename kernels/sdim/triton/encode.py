@@ -24,7 +24,12 @@ from hashtab.kernels.sdim.triton.hashing import (
     prepare,
     products_of,
 )
-from hashtab.kernels.sdim.triton.rows import load_rows, padded_size, store_rows
+from hashtab.kernels.sdim.triton.rows import (
+    behaviours_from,
+    load_behaviours,
+    padded_size,
+    store_rows,
+)
 from hashtab.kernels.sdim.triton.sums import (
     add_members,
     collect,
@@ -45,6 +50,8 @@ _SHORTER = 4  # times, pieces of float32: tensor cores cut sums off, which three
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def _encode(
     values,
+    ids,
+    items,
     offsets,
     prepared,
     table,
@@ -81,7 +88,7 @@ def _encode(
     BUCKETS: tl.constexpr = 1 << TAU
     first_line = tl.program_id(1) * COLUMNS
     column = tl.arange(0, SIZE)
-    values += begin * size
+    values, ids = behaviours_from(values, ids, begin, size)
     packed += begin * WORDS
     length = tl.cast(end - begin, tl.int32)
     if HASH:
@@ -91,7 +98,7 @@ def _encode(
     sums = tl.zeros([COLUMNS, SIZE], tl.float32)
     for start in tl.range(0, length, LENGTH, num_stages=STAGES):
         row = start + tl.arange(0, LENGTH)
-        x = load_rows(values, row, length, size, SIZE)
+        x = load_behaviours(values, ids, items, row, length, size, SIZE)
         if HASH:
             above = positive(x, high, middle, low, PRODUCTS, PARTS == 0)
             codes = codes_of(above, LENGTH, GROUPS, BITS)
@@ -222,9 +229,12 @@ def blocks_of(packing: Packing, size: int) -> int:
     return int(triton.cdiv(packing.groups << packing.tau, _columns(packing, size)))
 
 
-def encode(values: Tensor, offsets: Tensor, planes: Tensor, tau: int) -> tuple[Tensor, Tensor]:
+def encode(
+    values: Tensor, offsets: Tensor, planes: Tensor, tau: int, ids: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return the table `[B, G, 2**tau, D]` float32 and the packed codes `[N, words]`."""
-    (rows, size), users = values.shape, offsets.shape[0] - 1
+    rows, size = (values if ids is None else ids).shape[0], values.shape[1]
+    users = offsets.shape[0] - 1
     packing = Packing(tau, planes.shape[1] // tau)
     table = values.new_empty(users, packing.groups, 2**tau, size, dtype=torch.float32)
     columns, blocks = _columns(packing, size), blocks_of(packing, size)
@@ -234,7 +244,7 @@ def encode(values: Tensor, offsets: Tensor, planes: Tensor, tau: int) -> tuple[T
     if fused:
         packed = torch.empty(rows, packing.words, dtype=torch.int32, device=values.device)
     else:
-        packed = pack_codes(values, planes, tau)
+        packed = pack_codes(values, planes, tau, ids=ids)
     if users == 0:
         return table, packed
     width = packing.groups * 2**tau * size
@@ -242,6 +252,8 @@ def encode(values: Tensor, offsets: Tensor, planes: Tensor, tau: int) -> tuple[T
     partial = partial_sums(rows, tile, width, values)
     _encode[slots(users, rows, tile), blocks](
         values.contiguous(),
+        ids,
+        values.shape[0],
         offsets,
         prepared,
         table,
@@ -280,16 +292,18 @@ def pieces_of_tables(
     tile: int,
     skipped: int,
     lines: int,
+    ids: Tensor | None = None,
 ) -> Tensor:
     """Return sums of each piece of users who have several, where `partial_of` says.
 
     Of `lines` rows of a table, behind those that are skipped, a multiple of `columns_at_once`.
     """
-    (rows, size), users = values.shape, offsets.shape[0] - 1
+    rows, size, users = packed.shape[0], values.shape[1], offsets.shape[0] - 1
     columns = _columns(packing, size)
     partial = partial_sums(rows, tile, lines * size, values)
     _encode[slots(users, rows, tile), triton.cdiv(lines, columns)](
-        values, offsets, packed, partial, packed, partial, users, rows, skipped, lines, size,
+        values, ids, values.shape[0], offsets, packed, partial, packed, partial, users, rows,
+        skipped, lines, size,
         TAU=packing.tau, BITS=packing.bits, GROUPS=packing.padded_groups, WORDS=packing.words,
         SIZE=padded_size(size), COLUMNS=columns, TILE=tile, HASH=False, ALONE=False,
         PRODUCTS=0, PARTS=parts(values.dtype), **_shape(values, 0),

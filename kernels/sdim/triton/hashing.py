@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hashtab.kernels.core.dispatch import interpreted
 from hashtab.kernels.sdim.packing import Packing
-from hashtab.kernels.sdim.triton.rows import load_rows, padded_size
+from hashtab.kernels.sdim.triton.rows import behaviours_from, load_behaviours, padded_size
 
 _MOST_WITHIN = 8192  # entries of planes whose three parts a program keeps beside the history
 _MANY = 100_000  # rows, which fill a GPU with longer programs too
@@ -237,6 +237,8 @@ def load_wanted(
 @triton.jit
 def _hash(
     x,
+    ids,
+    items,
     prepared,
     packed,
     codes,
@@ -255,7 +257,10 @@ def _hash(
     EXACT: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Hash a tile of rows: GROUPS of all groups a program, packed or one int32 a code."""
+    """Hash a tile of rows, or of rows `ids` of a table: GROUPS of all groups a program.
+
+    Packed, or one int32 a code.
+    """
     first_group = tl.program_id(1) * GROUPS
     begin = tl.program_id(0).to(tl.int64) * TILE
     length = tl.cast(tl.minimum(rows - begin, TILE), tl.int32)
@@ -270,10 +275,10 @@ def _hash(
         PRODUCTS,
         EXACT,
     )
-    x += begin * size
+    x, ids = behaviours_from(x, ids, begin, size)
     for start in tl.range(0, length, LENGTH, num_stages=STAGES):
         row = start + tl.arange(0, LENGTH)
-        tile = load_rows(x, row, length, size, SIZE)
+        tile = load_behaviours(x, ids, items, row, length, size, SIZE)
         found = codes_of(positive(tile, high, middle, low, PRODUCTS, EXACT), LENGTH, GROUPS, BITS)
         if PACKED:
             BLOCK: tl.constexpr = GROUPS * BITS // 32 if GROUPS * BITS >= 32 else 1
@@ -323,14 +328,22 @@ def prepare(planes: Tensor, packing: Packing, dtype: torch.dtype) -> Tensor:
     return prepared
 
 
-def pack_codes(x: Tensor, planes: Tensor, tau: int, prepared: Tensor | None = None) -> Tensor:
+def pack_codes(
+    x: Tensor,
+    planes: Tensor,
+    tau: int,
+    prepared: Tensor | None = None,
+    ids: Tensor | None = None,
+) -> Tensor:
     """Return the packed codes of rows `[N, D]`: `[N, words]` int32.
 
-    `prepared` are the planes, if they are prepared for rows of this dtype already.
+    `prepared` are the planes, if they are prepared for rows of this dtype already. With `ids`
+    `[N]`, rows are those of `x` `[V, D]`.
     """
     packing = Packing(tau, planes.shape[1] // tau)
-    packed = torch.empty(x.shape[0], packing.words, dtype=torch.int32, device=x.device)
-    _launch(x, planes, packing, prepared, packed=packed, codes=packed)
+    rows = (x if ids is None else ids).shape[0]
+    packed = torch.empty(rows, packing.words, dtype=torch.int32, device=x.device)
+    _launch(x, ids, planes, packing, prepared, packed=packed, codes=packed)
     return packed
 
 
@@ -338,12 +351,13 @@ def codes(x: Tensor, planes: Tensor, tau: int) -> Tensor:
     """Return the bucket of each row in each group, `[N, G]` int32."""
     packing = Packing(tau, planes.shape[1] // tau)
     found = torch.empty(x.shape[0], packing.groups, dtype=torch.int32, device=x.device)
-    _launch(x, planes, packing, None, packed=None, codes=found)
+    _launch(x, None, planes, packing, None, packed=None, codes=found)
     return found
 
 
 def _launch(
     x: Tensor,
+    ids: Tensor | None,
     planes: Tensor,
     packing: Packing,
     prepared: Tensor | None,
@@ -351,7 +365,7 @@ def _launch(
     packed: Tensor | None,
     codes: Tensor,
 ) -> None:
-    rows, size = x.shape
+    rows, size = codes.shape[0], x.shape[1]
     if rows == 0:
         return
     columns = _COLUMNS // 2 if size > 128 and x.dtype == torch.float32 else _COLUMNS
@@ -360,6 +374,8 @@ def _launch(
     tile = shape["LENGTH"] * (8 if rows > _MANY else 1)
     _hash[triton.cdiv(rows, tile), triton.cdiv(packing.groups, groups)](
         x.contiguous(),
+        ids,
+        x.shape[0],
         prepare(planes, packing, x.dtype) if prepared is None else prepared,
         packed if packed is not None else codes,
         codes,

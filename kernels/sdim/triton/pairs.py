@@ -14,7 +14,13 @@ from hashtab.kernels.core.dispatch import interpreted
 from hashtab.kernels.core.tiles import UNSPECIALIZED, first_above, slots, span, user_slot
 from hashtab.kernels.sdim.packing import Packing
 from hashtab.kernels.sdim.triton.hashing import load_codes, load_wanted
-from hashtab.kernels.sdim.triton.rows import load_rows, padded_size, store_rows
+from hashtab.kernels.sdim.triton.rows import (
+    behaviours_from,
+    load_behaviours,
+    load_rows,
+    padded_size,
+    store_rows,
+)
 from hashtab.kernels.sdim.triton.sums import (
     add_products,
     collect,
@@ -52,6 +58,8 @@ def _members(
 @triton.jit
 def _sums_of_queries(
     values,
+    ids,
+    items,
     packed,
     wanted,
     begin,
@@ -68,10 +76,10 @@ def _sums_of_queries(
     PARTS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Return `[SIZE, QUERIES * GROUPS]`: each query's buckets, of one user's `values`."""
+    """Return `[SIZE, QUERIES * GROUPS]`: each query's buckets, of one user's behaviours."""
     high = tl.max(end, 0)
     low = tl.minimum(tl.min(tl.where(there, begin, high), 0), high)
-    values += low * size
+    values, ids = behaviours_from(values, ids, low, size)
     packed += low * WORDS
     length = tl.cast(high - low, tl.int32)
     begin, end = (begin - low).to(tl.int32), (end - low).to(tl.int32)
@@ -79,7 +87,7 @@ def _sums_of_queries(
     for start in tl.range(0, length, LENGTH, num_stages=STAGES):
         row = start + tl.arange(0, LENGTH)
         far = row.to(tl.int64)  # a history may have more numbers than an int32 counts
-        x = load_rows(values, far, length, size, SIZE)
+        x = load_behaviours(values, ids, items, far, length, size, SIZE)
         codes = load_codes(packed, far, row < length, GROUPS, BITS, TAU, WORDS, LENGTH)
         member = _members(codes, wanted, row, begin, end, LENGTH, QUERIES, GROUPS)
         sums_t = add_products(sums_t, x, member, PARTS)
@@ -89,6 +97,8 @@ def _sums_of_queries(
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def _queries(
     values,
+    ids,
+    items,
     offsets,
     packed,
     query_packed,
@@ -126,9 +136,10 @@ def _queries(
     first, behind = span(offsets, user, rows)
     begin, end = _load_sight(cuts, query, there, behind - first, last)
     wanted = load_wanted(query_packed, query, there, groups, GROUPS, BITS, TAU, WORDS, QUERIES)
+    values, ids = behaviours_from(values, ids, first, size)
     sums_t = _sums_of_queries(
-        values + first * size, packed + first * WORDS, wanted, begin, end, there, size, GROUPS,
-        BITS, TAU, WORDS, SIZE, QUERIES, LENGTH, PARTS, STAGES,
+        values, ids, items, packed + first * WORDS, wanted, begin, end, there, size, GROUPS, BITS,
+        TAU, WORDS, SIZE, QUERIES, LENGTH, PARTS, STAGES,
     )  # fmt: skip
     scale = inverse_norm(tl.sum(sums_t * sums_t, 0))
     column = tl.arange(0, SIZE)
@@ -221,11 +232,12 @@ def attend_at(
     cuts: Tensor,
     packing: Packing,
     last: int,
+    ids: Tensor | None = None,
 ) -> Tensor:
     """Return the interests `[Q, D]` in the dtype of the values."""
     interest = values.new_empty(cuts.shape[0], values.shape[1])
     _launch_queries(
-        values, offsets, packed, query_packed, query_offsets, cuts, packing, last, interest
+        values, ids, offsets, packed, query_packed, query_offsets, cuts, packing, last, interest
     )
     return interest
 
@@ -240,17 +252,19 @@ def attend_at_backward(
     cuts: Tensor,
     packing: Packing,
     last: int,
+    ids: Tensor | None = None,
 ) -> Tensor:
     """Return the gradient of the behaviours `[N, D]` in their dtype."""
-    (rows, size), queries, users = values.shape, cuts.shape[0], offsets.shape[0] - 1
-    out = values.new_empty(values.shape)
+    rows, size = packed.shape[0], values.shape[1]
+    queries, users = cuts.shape[0], offsets.shape[0] - 1
+    out = values.new_empty(rows, size)
     if out.numel() == 0:
         return out
     if queries == 0:
         return out.zero_()
     grad_sums = values.new_empty(queries, packing.padded_groups, size, dtype=torch.float32)
     _launch_queries(
-        values, offsets, packed, query_packed, query_offsets, cuts, packing, last, out, grad,
+        values, ids, offsets, packed, query_packed, query_offsets, cuts, packing, last, out, grad,
         grad_sums,
     )  # fmt: skip
     shape = {**_shape(size, values.dtype), "num_warps": 8}
@@ -265,6 +279,7 @@ def attend_at_backward(
 
 def _launch_queries(
     values: Tensor,
+    ids: Tensor | None,
     offsets: Tensor,
     packed: Tensor,
     query_packed: Tensor,
@@ -276,13 +291,15 @@ def _launch_queries(
     grad: Tensor | None = None,
     grad_sums: Tensor | None = None,
 ) -> None:
-    (rows, size), queries, users = values.shape, cuts.shape[0], offsets.shape[0] - 1
+    rows, size = packed.shape[0], values.shape[1]
+    queries, users = cuts.shape[0], offsets.shape[0] - 1
     if queries == 0:
         return
     code = _code(packing, size)
     _queries[(slots(users, queries, code["QUERIES"]),)](
-        values, offsets, packed, query_packed, query_offsets, cuts, interest, grad, grad_sums,
-        users, rows, queries, last, size, packing.groups, **code, BACKWARD=grad is not None,
+        values, ids, values.shape[0], offsets, packed, query_packed, query_offsets, cuts, interest,
+        grad, grad_sums, users, rows, queries, last, size, packing.groups, **code,
+        BACKWARD=grad is not None,
         PARTS=parts(values.dtype), **_shape(size, values.dtype),
     )  # fmt: skip
 

@@ -21,6 +21,53 @@ def load_rows(values, row, length, size: tl.constexpr, SIZE: tl.constexpr):
 
 
 @triton.jit
+def behaviours_from(values, ids, begin, size: tl.constexpr):
+    """Return `values` and `ids` from the behaviour at `begin` on.
+
+    Where `ids` are None behaviours are rows of `values`; else behaviour j is row `ids[j]` of it.
+    """
+    if ids is None:
+        values += begin * size
+    else:
+        ids += begin
+    return values, ids
+
+
+@triton.jit
+def load_behaviours(values, ids, items, row, length, size: tl.constexpr, SIZE: tl.constexpr):
+    """Return the tile `[LENGTH, SIZE]` of behaviours before `length`, zeros behind it.
+
+    Args:
+        values: `[N, D]`, or with `ids` the table `[V, D]`.
+        ids: `[N]` int32 or int64, or None.
+        items: V.
+        row: `[LENGTH]`, which behaviours.
+        length: how many there are.
+        size: D.
+        SIZE: as `padded_size` returns.
+    """
+    if ids is None:
+        x = load_rows(values, row, length, size, SIZE)
+    else:
+        x = gather_rows(values, ids, items, row, row < length, size, SIZE)
+    return x
+
+
+@triton.jit
+def gather_rows(values, ids, items, row, there, size: tl.constexpr, SIZE: tl.constexpr):
+    """Return the tile `[LENGTH, SIZE]` of rows `ids[row]` of the table, zeros where none is there.
+
+    A wrong id counts as 0, which takes fewer registers than the nearest right one.
+    """
+    item = tl.load(ids + row, mask=there, other=0).to(tl.int64)  # a table may be large
+    item = tl.where((item >= 0) & (item < items), item, 0)
+    column = tl.arange(0, SIZE)
+    address = item[:, None] * size + column[None, :]
+    mask = there[:, None] & (column < size)[None, :]
+    return tl.load(values + address, mask=mask, other=0.0)
+
+
+@triton.jit
 def store_rows(values, row, length, rows, size: tl.constexpr, SIZE: tl.constexpr):
     """Store a tile `[LENGTH, SIZE]` at the rows before `length`."""
     column = tl.arange(0, SIZE)

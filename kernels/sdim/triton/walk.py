@@ -28,7 +28,7 @@ from hashtab.kernels.core.tiles import UNSPECIALIZED, first_above, slots, span
 from hashtab.kernels.sdim.packing import Packing, walk_rows
 from hashtab.kernels.sdim.triton.encode import pieces_of_tables
 from hashtab.kernels.sdim.triton.hashing import load_codes, load_wanted
-from hashtab.kernels.sdim.triton.rows import load_rows, padded_size
+from hashtab.kernels.sdim.triton.rows import behaviours_from, gather_rows, load_rows, padded_size
 from hashtab.kernels.sdim.triton.sums import inverse_norm, members, partial_of, piece
 
 TILE = 2048  # rows of a piece
@@ -67,6 +67,8 @@ def _inverse_norm_of_sums(square, most):
 @triton.jit
 def _load_behaviours(
     values,
+    ids,
+    items,
     packed,
     row,
     there,
@@ -79,11 +81,14 @@ def _load_behaviours(
     LENGTH: tl.constexpr,
 ):
     """Return behaviours `[LENGTH, SIZE]` and their codes, zeros where they are not there."""
-    column = tl.arange(0, SIZE)
-    mask = there[:, None]
-    if size != SIZE:
-        mask = mask & (column < size)[None, :]
-    x = tl.load(values + row[:, None] * size + column[None, :], mask=mask, other=0.0)
+    if ids is None:
+        column = tl.arange(0, SIZE)
+        mask = there[:, None]
+        if size != SIZE:
+            mask = mask & (column < size)[None, :]
+        x = tl.load(values + row[:, None] * size + column[None, :], mask=mask, other=0.0)
+    else:
+        x = gather_rows(values, ids, items, row, there, size, SIZE)
     return x, load_codes(packed, row, there, GROUPS, BITS, TAU, WORDS, LENGTH)
 
 
@@ -91,6 +96,8 @@ def _load_behaviours(
 def _add_range(
     table,
     values,
+    ids,
+    items,
     packed,
     begin,
     end,
@@ -109,7 +116,7 @@ def _add_range(
     for start in range(begin, end, LENGTH):
         row = start + tl.arange(0, LENGTH)
         x, codes = _load_behaviours(
-            values, packed, row, row < end, size, GROUPS, BITS, TAU, WORDS, SIZE, LENGTH
+            values, ids, items, packed, row, row < end, size, GROUPS, BITS, TAU, WORDS, SIZE, LENGTH
         )
         member = members(
             codes, skipped, LENGTH, GROUPS, 1 << TAU, COLUMNS, tl.float32 == OPERAND
@@ -140,6 +147,8 @@ def _load_table(
 def _table_before(
     tables,
     values,
+    ids,
+    items,
     packed,
     offsets,
     user,
@@ -163,8 +172,8 @@ def _table_before(
     """Return the sums of a user's behaviours before the piece at `origin`, if LIMITED from `low`.
 
     `tables` hold that for each piece. If LIMITED, they hold each piece's own sums; those from `low`
-    on are added, and the behaviours of the piece that `low` cuts apart. `values` and `packed` begin
-    with the piece.
+    on are added, and the behaviours of the piece that `low` cuts apart. `values` (or `ids`) and
+    `packed` begin with the piece.
     """
     if not LIMITED:
         return _load_table(tables, offsets, user, rows, origin, lines, size, SIZE, COLUMNS, TILE)
@@ -175,14 +184,16 @@ def _table_before(
             tables, offsets, user, rows, index * TILE, lines, size, SIZE, COLUMNS, TILE
         )
     return _add_range(
-        table, values, packed, low - origin, whole * TILE - origin, skipped, size, GROUPS, BITS,
-        TAU, WORDS, SIZE, COLUMNS, LENGTH, OPERAND,
+        table, values, ids, items, packed, low - origin, whole * TILE - origin, skipped, size,
+        GROUPS, BITS, TAU, WORDS, SIZE, COLUMNS, LENGTH, OPERAND,
     )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=[*UNSPECIALIZED, "last"])
 def _walk(
     values,
+    ids,
+    items,
     offsets,
     packed,
     query_packed,
@@ -228,21 +239,33 @@ def _walk(
         return
     BUCKETS: tl.constexpr = 1 << TAU
     length = tl.cast(end - begin, tl.int32)
-    values += begin * size
+    values, ids = behaviours_from(values, ids, begin, size)
     packed += begin * WORDS
     table = tl.zeros([COLUMNS, SIZE], tl.float32)
     if (origin > 0) & (rows > TILE):
         table = _table_before(
-            tables, values, packed, offsets, user, rows, origin, tl.maximum(origin - last, 0),
-            skipped, lines, size, GROUPS, BITS, TAU, WORDS, SIZE, COLUMNS, TILE, LENGTH, LIMITED,
-            OPERAND,
+            tables, values, ids, items, packed, offsets, user, rows, origin,
+            tl.maximum(origin - last, 0), skipped, lines, size, GROUPS, BITS, TAU, WORDS, SIZE,
+            COLUMNS, TILE, LENGTH, LIMITED, OPERAND,
         )  # fmt: skip
     most = tl.zeros([COLUMNS], tl.float32)
     inner = tl.arange(0, LENGTH)
     column = tl.arange(0, SIZE)
     start = tl.cast(0, tl.int32)
     x_next, codes_next = _load_behaviours(
-        values, packed, inner, inner < length, size, GROUPS, BITS, TAU, WORDS, SIZE, LENGTH
+        values,
+        ids,
+        items,
+        packed,
+        inner,
+        inner < length,
+        size,
+        GROUPS,
+        BITS,
+        TAU,
+        WORDS,
+        SIZE,
+        LENGTH,
     )
     cut = _cut(cuts, query, query < behind_query, _NEVER, origin, length)
     while query < behind_query:
@@ -254,13 +277,25 @@ def _walk(
         ).to(OPERAND)
         after = stop + inner
         x_next, codes_next = _load_behaviours(
-            values, packed, after, after < length, size, GROUPS, BITS, TAU, WORDS, SIZE, LENGTH
+            values,
+            ids,
+            items,
+            packed,
+            after,
+            after < length,
+            size,
+            GROUPS,
+            BITS,
+            TAU,
+            WORDS,
+            SIZE,
+            LENGTH,
         )
         table = tl.dot(member, x, table)
         if LIMITED and origin + stop > last:
             most = tl.maximum(most, tl.sum(table * table, 1))
             x, codes = _load_behaviours(
-                values, packed, row - last, (row < stop) & (origin + row >= last), size,
+                values, ids, items, packed, row - last, (row < stop) & (origin + row >= last), size,
                 GROUPS, BITS, TAU, WORDS, SIZE, LENGTH,
             )  # fmt: skip
             member = members(
@@ -294,6 +329,8 @@ def _walk(
 def _walk_back(
     grad,
     values,
+    ids,
+    items,
     offsets,
     packed,
     query_packed,
@@ -349,7 +386,7 @@ def _walk_back(
     BUCKETS: tl.constexpr = 1 << TAU
     length = tl.cast(end - begin, tl.int32)
     column, line = tl.arange(0, SIZE), tl.arange(0, COLUMNS)
-    values += begin * size
+    values, ids = behaviours_from(values, ids, begin, size)
     grad_values += begin * size
     packed += begin * WORDS
     inner = tl.arange(0, LENGTH)
@@ -359,16 +396,16 @@ def _walk_back(
     if (alone == 0) & (rows > TILE):
         if origin > 0:
             table = _table_before(
-                tables, values, packed, offsets, user, rows, origin, tl.minimum(low, origin),
-                skipped, lines, size, GROUPS, BITS, TAU, WORDS, SIZE, COLUMNS, TILE, LENGTH,
-                LIMITED, OPERAND,
+                tables, values, ids, items, packed, offsets, user, rows, origin,
+                tl.minimum(low, origin), skipped, lines, size, GROUPS, BITS, TAU, WORDS, SIZE,
+                COLUMNS, TILE, LENGTH, LIMITED, OPERAND,
             )  # fmt: skip
         if EMIT:
             later = _load_table(laters, offsets, user, rows, origin, lines, size, SIZE, COLUMNS,
                                 TILE)  # fmt: skip
     table = _add_range(
-        table, values, packed, tl.cast(tl.maximum(low - origin, 0), tl.int32), length, skipped,
-        size, GROUPS, BITS, TAU, WORDS, SIZE, COLUMNS, LENGTH, OPERAND,
+        table, values, ids, items, packed, tl.cast(tl.maximum(low - origin, 0), tl.int32), length,
+        skipped, size, GROUPS, BITS, TAU, WORDS, SIZE, COLUMNS, LENGTH, OPERAND,
     )  # fmt: skip
 
     most = tl.sum(table * table, 1)
@@ -377,7 +414,7 @@ def _walk_back(
     stop = length
     row = stop - LENGTH + inner
     x_next, codes_next = _load_behaviours(
-        values, packed, row, row >= 0, size, GROUPS, BITS, TAU, WORDS, SIZE, LENGTH
+        values, ids, items, packed, row, row >= 0, size, GROUPS, BITS, TAU, WORDS, SIZE, LENGTH
     )
     cut = _cut(cuts, query, query >= low_query, -1, origin, length)
     while stop > 0:
@@ -416,14 +453,26 @@ def _walk_back(
             ).to(OPERAND)
             before = start - LENGTH + inner
             x_next, codes_next = _load_behaviours(
-                values, packed, before, before >= 0, size, GROUPS, BITS, TAU, WORDS, SIZE, LENGTH
+                values,
+                ids,
+                items,
+                packed,
+                before,
+                before >= 0,
+                size,
+                GROUPS,
+                BITS,
+                TAU,
+                WORDS,
+                SIZE,
+                LENGTH,
             )
             minus = tl.dot(member, x, minus)
             if LIMITED and origin + stop > last:
                 seen_no_more = (row >= start) & (origin + row >= last)
                 x, codes = _load_behaviours(
-                    values, packed, row - last, seen_no_more, size, GROUPS, BITS, TAU, WORDS,
-                    SIZE, LENGTH,
+                    values, ids, items, packed, row - last, seen_no_more, size, GROUPS, BITS, TAU,
+                    WORDS, SIZE, LENGTH,
                 )  # fmt: skip
                 back = members(
                     codes, skipped, LENGTH, GROUPS, BUCKETS, COLUMNS, tl.float32 == OPERAND
@@ -516,20 +565,22 @@ def attend_at(
     cuts: Tensor,
     packing: Packing,
     last: int,
+    ids: Tensor | None = None,
 ) -> Tensor:
     """Return the interests `[Q, D]` in the dtype of the values."""
-    (rows, size), queries, users = values.shape, cuts.shape[0], offsets.shape[0] - 1
+    rows, size = packed.shape[0], values.shape[1]
+    queries, users = cuts.shape[0], offsets.shape[0] - 1
     shares = _shares(packing, size)
     dtype = values.dtype if len(shares) == 1 else torch.float32
     interest = values.new_empty(queries, size, dtype=dtype)
     if queries == 0:
         return interest.to(values.dtype)
     for share in shares:
-        tables = _tables(values, offsets, packed, packing, share, last)
+        tables = _tables(values, ids, offsets, packed, packing, share, last)
         _walk[(slots(users, rows, TILE),)](
-            values, offsets, packed, query_packed, query_offsets, cuts, tables, interest,
-            users, rows, queries, last, *share, size, packing.groups,
-            **_code(packing, values, share, last), **_shape(size),
+            values, ids, values.shape[0], offsets, packed, query_packed, query_offsets, cuts,
+            tables, interest, users, rows, queries, last, *share, size, packing.groups,
+            **_code(packing, size, share, last < rows), **_shape(size),
         )  # fmt: skip
     return interest.to(values.dtype)
 
@@ -544,23 +595,25 @@ def attend_at_backward(
     cuts: Tensor,
     packing: Packing,
     last: int,
+    ids: Tensor | None = None,
 ) -> Tensor:
     """Return the gradient of the behaviours `[N, D]` in their dtype."""
-    (rows, size), queries, users = values.shape, cuts.shape[0], offsets.shape[0] - 1
+    rows, size = packed.shape[0], values.shape[1]
+    queries, users = cuts.shape[0], offsets.shape[0] - 1
     shares = _shares(packing, size)
     dtype = values.dtype if len(shares) == 1 and last >= rows else torch.float32
-    out = values.new_empty(values.shape, dtype=dtype)
+    out = values.new_empty(rows, size, dtype=dtype)
     if out.numel() == 0:
         return out.to(values.dtype)
     grid = (slots(users, rows, TILE),)
     for share in shares:
-        tables = _tables(values, offsets, packed, packing, share, last)
+        tables = _tables(values, ids, offsets, packed, packing, share, last)
         laters = torch.empty_like(tables)
         walk_back = partial(
             _walk_back[grid],
-            grad, values, offsets, packed, query_packed, query_offsets, cuts, tables, laters, out,
-            users, rows, queries, last, *share, size, packing.groups,
-            **_code(packing, values, share, last), **_shape(size, limited=last < rows),
+            grad, values, ids, values.shape[0], offsets, packed, query_packed, query_offsets, cuts,
+            tables, laters, out, users, rows, queries, last, *share, size, packing.groups,
+            **_code(packing, size, share, last < rows), **_shape(size, last < rows),
         )  # fmt: skip
         if rows > TILE:
             walk_back(EMIT=False, FALLEN=False)
@@ -585,6 +638,7 @@ def _shares(packing: Packing, size: int) -> list[_Share]:
 
 def _tables(
     values: Tensor,
+    ids: Tensor | None,
     offsets: Tensor,
     packed: Tensor,
     packing: Packing,
@@ -592,10 +646,10 @@ def _tables(
     last: int,
 ) -> Tensor:
     """Return rows of tables, as `_table_before` reads them, of users who have several pieces."""
-    rows = values.shape[0]
+    rows = packed.shape[0]
     if rows <= TILE:
         return values.new_empty(0, dtype=torch.float32)
-    tables = pieces_of_tables(values, offsets, packed, packing, TILE, *share)
+    tables = pieces_of_tables(values, offsets, packed, packing, TILE, *share, ids)
     if last >= rows:
         _add_up(tables, offsets, rows, reverse=False)
     return tables
@@ -608,8 +662,7 @@ def _add_up(tables: Tensor, offsets: Tensor, rows: int, reverse: bool) -> None:
     )
 
 
-def _code(packing: Packing, values: Tensor, share: _Share, last: int) -> dict[str, object]:
-    rows, size = values.shape
+def _code(packing: Packing, size: int, share: _Share, limited: bool) -> dict[str, object]:
     return {
         "TAU": packing.tau,
         "BITS": packing.bits,
@@ -619,7 +672,7 @@ def _code(packing: Packing, values: Tensor, share: _Share, last: int) -> dict[st
         "COLUMNS": min(packing.padded_groups << packing.tau, walk_rows(size)),
         "QUERIES": 16,
         "TILE": TILE,
-        "LIMITED": last < rows,
+        "LIMITED": limited,
         "ADD": share.skipped > 0,
         "OPERAND": tl.float32 if interpreted() else tl.bfloat16,
     }
