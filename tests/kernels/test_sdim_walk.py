@@ -16,7 +16,7 @@ from tests.kernels.fused import DEVICE, Case, assert_same_bits, draw, shorten_pi
 from tests.kernels.histories import Histories, HistoriesById, with_wrong_ids
 from tests.tolerances import TOLERANCE
 
-NEVER = 2**62
+NEVER = 2**62  # as the kernels have it
 CASES = [
     Case(torch.float32, 8, 3, 16),
     Case(torch.float32, 24, 3, 13),

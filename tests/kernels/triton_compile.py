@@ -24,6 +24,9 @@ _DOT = re.compile(
 )
 
 
+_GPUS = {90: "NVIDIA H200"}  # whose measured launch shapes are compiled, by compute capability
+
+
 @dataclass(frozen=True)
 class Dot:
     """A matrix product of a kernel.
@@ -100,7 +103,7 @@ def _compiling(capability: int) -> Iterator[list[Any]]:
     from triton.runtime.driver import driver
     from triton.runtime.jit import JITFunction
 
-    from hashtab.kernels.core import dispatch  # imports Triton, by way of torch
+    from hashtab.kernels.core import dispatch, tuning  # imports Triton, by way of torch
 
     found: dict[str, Any] = {}
     run = JITFunction.run
@@ -115,7 +118,8 @@ def _compiling(capability: int) -> Iterator[list[Any]]:
     found_capability = mock.patch.object(
         dispatch, "capability", return_value=divmod(capability, 10)
     )
-    with mock.patch.object(JITFunction, "run", compile_only), found_capability:
+    measured = mock.patch.object(tuning, "gpu_name", return_value=_GPUS.get(capability, ""))
+    with mock.patch.object(JITFunction, "run", compile_only), found_capability, measured:
         yield kernels
     kernels.extend(found.values())
 

@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hashtab.kernels.core.dispatch import interpreted
 from hashtab.kernels.core.tiles import UNSPECIALIZED, slots, span
+from hashtab.kernels.core.tuning import LaunchShape, launch_shape
 from hashtab.kernels.sdim.packing import Packing
 from hashtab.kernels.sdim.triton.hashing import (
     codes_of,
@@ -299,7 +299,7 @@ def attend(
     query_packed = pack_codes(queries.reshape(-1, size), planes, tau, shared)
     interest = values.new_empty(queries.shape)
     at_once = _candidates_at_once(candidates, groups, size)
-    blocks = blocks_of(candidates, packing, size)
+    blocks, products = blocks_of(candidates, packing, size), products_of(planes, values.dtype)
     fused = blocks <= 1 and hashes_within(packing, size)
     if fused:
         packed = query_packed.new_empty(rows if keep else 0, packing.words)
@@ -335,9 +335,9 @@ def attend(
         TILE=TILE,
         HASH=fused,
         KEEP=keep,
-        PRODUCTS=products_of(planes, values.dtype),
+        PRODUCTS=products,
         PARTS=parts(values.dtype),
-        **_forward_shape(size, values.dtype, at_once * groups),
+        **_forward_shape(values, at_once * groups, products if fused else 0),
     )
     _finish[(users * candidates,)](
         offsets,
@@ -397,21 +397,23 @@ def attend_backward(
         CANDIDATES=max(at_once, triton.cdiv(16, packing.padded_groups)),
         TILE=TILE,
         PARTS=parts(grad.dtype),
-        **_backward_shape(size, at_once * packing.padded_groups),
+        **_backward_shape(grad, at_once * packing.padded_groups),
     )
     return out.to(grad.dtype)
 
 
-def _forward_shape(size: int, dtype: torch.dtype, columns: int) -> dict[str, int]:
-    if interpreted():
-        return {"LENGTH": 16, "STAGES": 1, "num_warps": 4}
-    if dtype == torch.float32 or size > 128:
-        return {"LENGTH": 64, "STAGES": 2, "num_warps": 8}
-    return {"LENGTH": 64, "STAGES": 3, "num_warps": 8 if columns > 64 else 4}
+def _forward_shape(values: Tensor, columns: int, products: int) -> LaunchShape:
+    size = values.shape[1]
+    rule = {"LENGTH": 64, "STAGES": 3, "num_warps": 8 if columns > 64 else 4}
+    if values.dtype == torch.float32 or size > 128:
+        rule = {"LENGTH": 64, "STAGES": 2, "num_warps": 8}
+    sizes = (padded_size(size), columns, products)
+    return launch_shape("attend", values.device, values.dtype, *sizes, rule=rule)
 
 
-def _backward_shape(size: int, columns: int) -> dict[str, int]:
-    if interpreted():
-        return {"LENGTH": 16, "STAGES": 1, "num_warps": 4}
+def _backward_shape(grad: Tensor, columns: int) -> LaunchShape:
+    size = grad.shape[2]
     warps = 8 if size * columns > 4096 else 4
-    return {"LENGTH": 64 if size > 128 else 128, "STAGES": 3, "num_warps": warps}
+    rule = {"LENGTH": 64 if size > 128 else 128, "STAGES": 3, "num_warps": warps}
+    sizes = (padded_size(size), columns)
+    return launch_shape("attend_backward", grad.device, grad.dtype, *sizes, rule=rule)

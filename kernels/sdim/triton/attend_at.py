@@ -6,8 +6,6 @@ from hashtab.kernels.sdim.packing import Packing
 from hashtab.kernels.sdim.triton import pairs, walk
 from hashtab.kernels.sdim.triton.hashing import pack_codes, prepare
 
-_NO_LIMIT = 2**62
-
 
 def attend_at(
     values: Tensor,
@@ -54,4 +52,4 @@ def attend_at_backward(
 
 
 def _limit(last: int | None) -> int:
-    return _NO_LIMIT if last is None else min(last, _NO_LIMIT)
+    return walk.NO_LIMIT if last is None else min(last, walk.NO_LIMIT)

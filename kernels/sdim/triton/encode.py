@@ -10,8 +10,8 @@ import triton.language as tl
 from torch import Tensor
 
 from hashtab.kernels.core import dispatch
-from hashtab.kernels.core.dispatch import interpreted
 from hashtab.kernels.core.tiles import UNSPECIALIZED, slots, span
+from hashtab.kernels.core.tuning import LaunchShape, launch_shape
 from hashtab.kernels.sdim.packing import Packing
 from hashtab.kernels.sdim.triton.hashing import (
     codes_of,
@@ -275,7 +275,7 @@ def encode(
         ALONE=True,
         PRODUCTS=products,
         PARTS=parts(values.dtype),
-        **_shape(values, products if fused else 0),
+        **_shape(values, columns, products if fused else 0),
     )
     block = 1024
     _add_pieces[users, triton.cdiv(width, block)](
@@ -306,7 +306,7 @@ def pieces_of_tables(
         skipped, lines, size,
         TAU=packing.tau, BITS=packing.bits, GROUPS=packing.padded_groups, WORDS=packing.words,
         SIZE=padded_size(size), COLUMNS=columns, TILE=tile, HASH=False, ALONE=False,
-        PRODUCTS=0, PARTS=parts(values.dtype), **_shape(values, 0),
+        PRODUCTS=0, PARTS=parts(values.dtype), **_shape(values, columns, 0),
     )  # fmt: skip
     return partial
 
@@ -333,7 +333,7 @@ def encode_backward(
             TILE=TILE,
             HALF=dtype == torch.bfloat16,
             PARTS=parts(dtype),
-            **_backward_shape(grad_table, dtype),
+            **_backward_shape(grad_table, dtype, packing),
         )
     else:
         _gather_backward[grid](
@@ -349,21 +349,21 @@ def encode_backward(
     return out
 
 
-def _shape(values: Tensor, products: int) -> dict[str, int]:
+def _shape(values: Tensor, columns: int, products: int) -> LaunchShape:
     size, hopper = values.shape[1], dispatch.capability(values.device) >= dispatch.HOPPER
-    if interpreted():
-        return {"LENGTH": 16, "STAGES": 1, "num_warps": 4}
+    rule = {"LENGTH": 64 if size > 64 else 128, "STAGES": 3, "num_warps": 4}
     if values.dtype == torch.float32 or size > 128 or not hopper:
-        return {"LENGTH": 64, "STAGES": 2, "num_warps": 8}
-    if size > 64 and products > 1:
-        return {"LENGTH": 128, "STAGES": 3, "num_warps": 8}
-    return {"LENGTH": 64 if size > 64 else 128, "STAGES": 3, "num_warps": 4}
+        rule = {"LENGTH": 64, "STAGES": 2, "num_warps": 8}
+    elif size > 64 and products > 1:
+        rule = {"LENGTH": 128, "STAGES": 3, "num_warps": 8}
+    sizes = (padded_size(size), columns, products)
+    return launch_shape("encode", values.device, values.dtype, *sizes, rule=rule)
 
 
-def _backward_shape(grad_table: Tensor, dtype: torch.dtype) -> dict[str, int]:
+def _backward_shape(grad_table: Tensor, dtype: torch.dtype, packing: Packing) -> LaunchShape:
     size, hopper = grad_table.shape[3], dispatch.capability(grad_table.device) >= dispatch.HOPPER
-    if interpreted():
-        return {"LENGTH": 16, "STAGES": 1, "num_warps": 4}
+    rule = {"LENGTH": 128, "STAGES": 3, "num_warps": 4}
     if dtype == torch.float32 or size > 128 or not hopper:
-        return {"LENGTH": 64, "STAGES": 2, "num_warps": 8}
-    return {"LENGTH": 128, "STAGES": 3, "num_warps": 4}
+        rule = {"LENGTH": 64, "STAGES": 2, "num_warps": 8}
+    sizes = (padded_size(size), packing.padded_groups << packing.tau)
+    return launch_shape("encode_backward", grad_table.device, dtype, *sizes, rule=rule)

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hashtab.kernels.core.dispatch import interpreted
+from hashtab.kernels.core.tuning import LaunchShape, launch_shape
 from hashtab.kernels.sdim.packing import Packing
 from hashtab.kernels.sdim.triton.rows import behaviours_from, load_behaviours, padded_size
 
@@ -370,7 +371,8 @@ def _launch(
         return
     columns = _COLUMNS // 2 if size > 128 and x.dtype == torch.float32 else _COLUMNS
     groups = min(packing.padded_groups, max(1, columns // packing.bits))
-    shape = _shape(size, x.dtype)
+    products = products_of(planes, x.dtype)
+    shape = _shape(x, groups * packing.bits, products)
     tile = shape["LENGTH"] * (8 if rows > _MANY else 1)
     _hash[triton.cdiv(rows, tile), triton.cdiv(packing.groups, groups)](
         x.contiguous(),
@@ -389,17 +391,18 @@ def _launch(
         SIZE=padded_size(size),
         TILE=tile,
         PACKED=packed is not None,
-        PRODUCTS=products_of(planes, x.dtype),
+        PRODUCTS=products,
         EXACT=interpreted(),
         **shape,
     )
 
 
-def _shape(size: int, dtype: torch.dtype) -> dict[str, int]:
-    if interpreted():
-        return {"LENGTH": 16, "STAGES": 1, "num_warps": 4}
-    if size > 128 and dtype == torch.float32:
-        return {"LENGTH": 16, "STAGES": 1, "num_warps": 4}
-    if size > 128 or dtype == torch.float32:
-        return {"LENGTH": 64, "STAGES": 1, "num_warps": 8}
-    return {"LENGTH": 64, "STAGES": 3, "num_warps": 4}
+def _shape(x: Tensor, columns: int, products: int) -> LaunchShape:
+    size, wide = x.shape[1], x.dtype == torch.float32
+    rule = {"LENGTH": 64, "STAGES": 3, "num_warps": 4}
+    if size > 128 and wide:
+        rule = {"LENGTH": 16, "STAGES": 1, "num_warps": 4}
+    elif size > 128 or wide:
+        rule = {"LENGTH": 64, "STAGES": 1, "num_warps": 8}
+    sizes = (padded_size(size), columns, products)
+    return launch_shape("hash", x.device, x.dtype, *sizes, rule=rule)

@@ -10,8 +10,8 @@ import triton.language as tl
 from torch import Tensor
 
 from hashtab.kernels.core import dispatch
-from hashtab.kernels.core.dispatch import interpreted
 from hashtab.kernels.core.tiles import UNSPECIALIZED, first_above, slots, span, user_slot
+from hashtab.kernels.core.tuning import LaunchShape, launch_shape
 from hashtab.kernels.sdim.packing import Packing
 from hashtab.kernels.sdim.triton.hashing import load_codes, load_wanted
 from hashtab.kernels.sdim.triton.rows import (
@@ -267,12 +267,11 @@ def attend_at_backward(
         values, ids, offsets, packed, query_packed, query_offsets, cuts, packing, last, out, grad,
         grad_sums,
     )  # fmt: skip
-    shape = {**_shape(size, values.dtype), "num_warps": 8}
-    if dispatch.capability(values.device) < dispatch.HOPPER and not interpreted():
-        shape["LENGTH"] = 32
+    code = _code(packing, size)
+    shape = _shape_of_behaviours(values, code)
     _behaviours[(slots(users, rows, shape["LENGTH"]),)](
         offsets, packed, query_packed, query_offsets, cuts, grad_sums, out, users, rows, queries,
-        last, size, packing.groups, **_code(packing, size), PARTS=parts(values.dtype), **shape,
+        last, size, packing.groups, **code, PARTS=parts(values.dtype), **shape,
     )  # fmt: skip
     return out
 
@@ -300,7 +299,7 @@ def _launch_queries(
         values, ids, values.shape[0], offsets, packed, query_packed, query_offsets, cuts, interest,
         grad, grad_sums, users, rows, queries, last, size, packing.groups, **code,
         BACKWARD=grad is not None,
-        PARTS=parts(values.dtype), **_shape(size, values.dtype),
+        PARTS=parts(values.dtype), **_shape(values, code),
     )  # fmt: skip
 
 
@@ -315,9 +314,22 @@ def _code(packing: Packing, size: int) -> dict[str, int]:
     }
 
 
-def _shape(size: int, dtype: torch.dtype) -> dict[str, int]:
-    if interpreted():
-        return {"LENGTH": 16, "STAGES": 1, "num_warps": 4}
-    if dtype == torch.float32 or size > 128:
-        return {"LENGTH": 32, "STAGES": 1, "num_warps": 8}
-    return {"LENGTH": 64, "STAGES": 2, "num_warps": 4 if size <= 64 else 8}
+def _shape(values: Tensor, code: dict[str, int]) -> LaunchShape:
+    size = values.shape[1]
+    rule = {"LENGTH": 64, "STAGES": 2, "num_warps": 4 if size <= 64 else 8}
+    if values.dtype == torch.float32 or size > 128:
+        rule = {"LENGTH": 32, "STAGES": 1, "num_warps": 8}
+    return launch_shape("pairs", values.device, values.dtype, *_sizes(size, code), rule=rule)
+
+
+def _shape_of_behaviours(values: Tensor, code: dict[str, int]) -> LaunchShape:
+    size, older = values.shape[1], dispatch.capability(values.device) < dispatch.HOPPER
+    short = older or values.dtype == torch.float32 or size > 128
+    one = values.dtype == torch.float32 or size > 128
+    rule = {"LENGTH": 32 if short else 64, "STAGES": 1 if one else 2, "num_warps": 8}
+    sizes = _sizes(size, code)
+    return launch_shape("pairs_backward", values.device, values.dtype, *sizes, rule=rule)
+
+
+def _sizes(size: int, code: dict[str, int]) -> tuple[int, int]:
+    return padded_size(size), code["QUERIES"] * code["GROUPS"]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hashtab.kernels.core import dispatch
 from hashtab.kernels.core.dispatch import interpreted
+from hashtab.kernels.core.tuning import LaunchShape, launch_shape
 from hashtab.kernels.sdim.packing import Packing
 from hashtab.kernels.sdim.triton.hashing import (
     codes_of,
@@ -183,14 +184,15 @@ def read(table: Tensor, queries: Tensor, planes: Tensor, tau: int) -> tuple[Tens
         return interest, packed
     packed = torch.empty(users * candidates, packing.words, dtype=torch.int32, device=table.device)
     if interest.numel():
-        options = _shape(size)
+        products = products_of(planes, queries.dtype)
+        options = _shape(queries, packing, products)
         share = options["LENGTH"] * triton.cdiv(
             candidates, options["LENGTH"] * max(1, _PROGRAMS // users)
         )
         _read_small[users, triton.cdiv(candidates, share)](
             table, rows, prepare(planes, packing, queries.dtype), interest, packed, candidates,
             share, size, packing.groups, **shape, GROUPS=packing.padded_groups,
-            PRODUCTS=products_of(planes, queries.dtype), PARTS=parts(torch.float32), **options,
+            PRODUCTS=products, PARTS=parts(torch.float32), **options,
         )  # fmt: skip
     return interest, packed
 
@@ -208,7 +210,7 @@ def read_backward(grad: Tensor, table: Tensor, packed: Tensor) -> Tensor:
         grad, table, packed, grad_table, candidates, size, groups, TAU=packing.tau,
         BITS=packing.bits, GROUPS=packing.padded_groups, WORDS=packing.words,
         SIZE=padded_size(size), COLUMNS=columns, PARTS=parts(torch.float32),
-        **_backward_shape(table),
+        **_backward_shape(table, columns),
     )  # fmt: skip
     return grad_table
 
@@ -220,16 +222,17 @@ def _fits(packing: Packing, size: int, device: torch.device) -> bool:
     return small and hashes_within(packing, size) and (hopper or interpreted())
 
 
-def _shape(size: int) -> dict[str, int]:
-    if interpreted():
-        return {"LENGTH": 16, "STAGES": 1, "num_warps": 4}
-    if size > 64:
-        return {"LENGTH": 64, "STAGES": 1, "num_warps": 8}
-    return {"LENGTH": 128, "STAGES": 1, "num_warps": 4}
+def _shape(queries: Tensor, packing: Packing, products: int) -> LaunchShape:
+    size = queries.shape[2]
+    rule = {"LENGTH": 64, "STAGES": 1, "num_warps": 8}
+    if size <= 64:
+        rule = {"LENGTH": 128, "STAGES": 1, "num_warps": 4}
+    sizes = (padded_size(size), packing.padded_groups << packing.tau, products)
+    return launch_shape("read", queries.device, queries.dtype, *sizes, rule=rule)
 
 
-def _backward_shape(table: Tensor) -> dict[str, int]:
-    if interpreted():
-        return {"LENGTH": 16, "STAGES": 1, "num_warps": 4}
-    few = table.shape[3] <= 64 and dispatch.capability(table.device) >= dispatch.HOPPER
-    return {"LENGTH": 64, "STAGES": 2, "num_warps": 4 if few else 8}
+def _backward_shape(table: Tensor, columns: int) -> LaunchShape:
+    size, hopper = table.shape[3], dispatch.capability(table.device) >= dispatch.HOPPER
+    rule = {"LENGTH": 64, "STAGES": 2, "num_warps": 4 if size <= 64 and hopper else 8}
+    sizes = (padded_size(size), columns)
+    return launch_shape("read_backward", table.device, table.dtype, *sizes, rule=rule)

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from hashtab.kernels.core.dispatch import interpreted
 from hashtab.kernels.core.tiles import UNSPECIALIZED, first_above, slots, span
+from hashtab.kernels.core.tuning import LaunchShape, launch_shape
 from hashtab.kernels.sdim.packing import Packing, walk_rows
 from hashtab.kernels.sdim.triton.encode import pieces_of_tables
 from hashtab.kernels.sdim.triton.hashing import load_codes, load_wanted
@@ -32,6 +33,7 @@ from hashtab.kernels.sdim.triton.rows import behaviours_from, gather_rows, load_
 from hashtab.kernels.sdim.triton.sums import inverse_norm, members, partial_of, piece
 
 TILE = 2048  # rows of a piece
+NO_LIMIT = 2**62  # to the latest behaviours that a query sees
 _NEVER = tl.constexpr(1 << 30)
 # Of the most that a bucket's square held: what is below is rounding left by what was taken out.
 _NOTHING = tl.constexpr(2.0**-32)
@@ -570,17 +572,18 @@ def attend_at(
     """Return the interests `[Q, D]` in the dtype of the values."""
     rows, size = packed.shape[0], values.shape[1]
     queries, users = cuts.shape[0], offsets.shape[0] - 1
-    shares = _shares(packing, size)
+    shares, limited = _shares(packing, size), last < NO_LIMIT
     dtype = values.dtype if len(shares) == 1 else torch.float32
     interest = values.new_empty(queries, size, dtype=dtype)
     if queries == 0:
         return interest.to(values.dtype)
     for share in shares:
-        tables = _tables(values, ids, offsets, packed, packing, share, last)
+        tables = _tables(values, ids, offsets, packed, packing, share, limited)
         _walk[(slots(users, rows, TILE),)](
             values, ids, values.shape[0], offsets, packed, query_packed, query_offsets, cuts,
             tables, interest, users, rows, queries, last, *share, size, packing.groups,
-            **_code(packing, size, share, last < rows), **_shape(size),
+            **_code(packing, size, share, limited),
+            **_shape(values, packing, back=False, limited=limited),
         )  # fmt: skip
     return interest.to(values.dtype)
 
@@ -600,25 +603,26 @@ def attend_at_backward(
     """Return the gradient of the behaviours `[N, D]` in their dtype."""
     rows, size = packed.shape[0], values.shape[1]
     queries, users = cuts.shape[0], offsets.shape[0] - 1
-    shares = _shares(packing, size)
-    dtype = values.dtype if len(shares) == 1 and last >= rows else torch.float32
+    shares, limited = _shares(packing, size), last < NO_LIMIT
+    dtype = values.dtype if len(shares) == 1 and not limited else torch.float32
     out = values.new_empty(rows, size, dtype=dtype)
     if out.numel() == 0:
         return out.to(values.dtype)
     grid = (slots(users, rows, TILE),)
     for share in shares:
-        tables = _tables(values, ids, offsets, packed, packing, share, last)
+        tables = _tables(values, ids, offsets, packed, packing, share, limited)
         laters = torch.empty_like(tables)
         walk_back = partial(
             _walk_back[grid],
             grad, values, ids, values.shape[0], offsets, packed, query_packed, query_offsets, cuts,
             tables, laters, out, users, rows, queries, last, *share, size, packing.groups,
-            **_code(packing, size, share, last < rows), **_shape(size, last < rows),
+            **_code(packing, size, share, limited),
+            **_shape(values, packing, back=True, limited=limited),
         )  # fmt: skip
         if rows > TILE:
             walk_back(EMIT=False, FALLEN=False)
             _add_up(laters, offsets, rows, reverse=True)
-        if last < rows:
+        if limited:
             walk_back(EMIT=True, FALLEN=True)
         walk_back(EMIT=True, FALLEN=False)
     return out.to(values.dtype)
@@ -643,14 +647,14 @@ def _tables(
     packed: Tensor,
     packing: Packing,
     share: _Share,
-    last: int,
+    limited: bool,
 ) -> Tensor:
     """Return rows of tables, as `_table_before` reads them, of users who have several pieces."""
     rows = packed.shape[0]
     if rows <= TILE:
         return values.new_empty(0, dtype=torch.float32)
     tables = pieces_of_tables(values, offsets, packed, packing, TILE, *share, ids)
-    if last >= rows:
+    if not limited:
         _add_up(tables, offsets, rows, reverse=False)
     return tables
 
@@ -678,9 +682,11 @@ def _code(packing: Packing, size: int, share: _Share, limited: bool) -> dict[str
     }
 
 
-def _shape(size: int, limited: bool = False) -> dict[str, int]:
-    if interpreted():
-        return {"LENGTH": 16, "num_warps": 4}
-    if limited and size > 64:
-        return {"LENGTH": 16, "num_warps": 8}
-    return {"LENGTH": 32, "num_warps": 4 if size <= 64 and not limited else 8}
+def _shape(values: Tensor, packing: Packing, *, back: bool, limited: bool) -> LaunchShape:
+    size = values.shape[1]
+    rule = {"LENGTH": 32, "num_warps": 4 if size <= 64 and not (back and limited) else 8}
+    if back and limited and size > 64:
+        rule["LENGTH"] = 16
+    name = ("walk_back" if back else "walk") + (" the last" if limited else "")
+    sizes = (padded_size(size), min(packing.padded_groups << packing.tau, walk_rows(size)))
+    return launch_shape(name, values.device, values.dtype, *sizes, rule=rule)

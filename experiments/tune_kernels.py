@@ -1,0 +1,227 @@
+"""Measures how SDIM's kernels are best cut on this GPU, and writes what `kernels/core/tuned` keeps.
+
+Each operator runs at the shapes below. For each launch shape that a kernel asks for, its rule and
+its neighbours (half and twice the rows of a tile, 4 or 8 warps, a stage more or less) are timed
+within the operator, the cache flushed before each; what gives another result than the rule, or
+does not launch, is dropped. What beats the rule by 3% is written. Other processes compile before.
+
+    python experiments/tune_kernels.py --output kernels/core/tuned/h200.json --gpu "NVIDIA H200"
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import product
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from experiments.sdim_benchmark.clock import Clock
+from hashtab.kernels import sdim
+from hashtab.kernels.core import tuning
+from hashtab.kernels.core.tuning import LaunchShape
+
+_GAIN = 0.97  # of the rule's time, that a shape must undercut
+_SECONDS = 0.008  # for the repetitions of one shape
+
+
+@dataclass(frozen=True)
+class Case:
+    """Histories of `users` users of `length` behaviours `[size]`, and codes of them."""
+
+    dtype: torch.dtype
+    size: int
+    tau: int
+    planes_dtype: torch.dtype
+    users: int = 512
+    length: int = 2048
+    groups: int = 16
+
+
+HALF, FULL = torch.bfloat16, torch.float32
+CASES = [
+    Case(HALF, 64, 3, HALF),
+    Case(HALF, 128, 3, HALF, 256, 4096),
+    Case(HALF, 32, 3, HALF),
+    Case(HALF, 32, 5, HALF),
+    Case(HALF, 64, 5, HALF),
+    Case(HALF, 64, 3, FULL),
+    Case(HALF, 128, 3, FULL, 256, 4096),
+    Case(torch.float16, 64, 3, torch.float16),
+    Case(FULL, 64, 3, FULL),
+]
+
+
+@dataclass(frozen=True)
+class Call:
+    """A pass of an operator: what it runs, and its results to compare."""
+
+    name: str
+    run: Callable[[], tuple[Tensor, ...]]
+
+
+def calls(case: Case, device: torch.device) -> Iterator[Call]:
+    """Return forward and backward of each operator."""
+    torch.manual_seed(0)
+    real: dict[str, Any] = {"device": device, "dtype": case.dtype}
+    values = torch.randn(case.users * case.length, case.size, **real).requires_grad_()
+    offsets = torch.arange(case.users + 1, device=device) * case.length
+    planes = torch.randn(case.size, case.groups * case.tau, device=device).to(case.planes_dtype)
+    code = (planes, case.tau)
+    table = sdim.encode(values, offsets, *code).detach().requires_grad_()
+    many = torch.randn(case.users, 500, case.size, **real)
+    one = many[:, :1].contiguous()
+    requests = torch.randn(case.users * 320, case.size, **real)
+    query_offsets = torch.arange(case.users + 1, device=device) * 320
+    cuts = torch.randint(1, case.length + 1, (case.users, 64), device=device).sort(1).values
+    at = (requests, query_offsets, cuts.repeat_interleave(5, 1).flatten(), *code)
+    yield from _passes("encode", lambda: sdim.encode(values, offsets, *code), values)
+    yield from _passes("read", lambda: sdim.read(table, many, *code), table)
+    yield from _passes("attend", lambda: sdim.attend(values, offsets, one, *code), values)
+    yield from _passes("attend_at", lambda: sdim.attend_at(values, offsets, *at), values)
+    yield from _passes(
+        "attend_at the last",
+        lambda: sdim.attend_at(values, offsets, *at, last=case.length // 2),
+        values,
+    )
+    yield Call("codes", lambda: (sdim.codes(values.detach(), *code),))
+
+
+def _passes(name: str, forward: Callable[[], Tensor], leaf: Tensor) -> Iterator[Call]:
+    out = forward()
+    upstream = torch.randn_like(out)
+
+    def backward() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(out, leaf, upstream, retain_graph=True)
+
+    def forward_alone() -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            return (forward(),)
+
+    yield Call(name, forward_alone)
+    yield Call(f"{name} backward", backward)
+
+
+def neighbours(rule: LaunchShape) -> list[LaunchShape]:
+    """Return the rule and other shapes near it."""
+    lengths = sorted({max(16, rule["LENGTH"] // 2), rule["LENGTH"], min(256, 2 * rule["LENGTH"])})
+    stages = (
+        [rule["STAGES"] + d for d in (-1, 0, 1) if rule["STAGES"] + d > 0]
+        if "STAGES" in rule
+        else []
+    )
+    shapes = [
+        {**rule, "LENGTH": length, "num_warps": warps} for length, warps in product(lengths, (4, 8))
+    ]
+    shapes += [{**rule, "STAGES": stage} for stage in stages]
+    return [rule, *(shape for shape in shapes if shape != rule)]
+
+
+def alike(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> bool:
+    """Tell whether results differ by rounding alone."""
+    return all(
+        bool((x.float() - y.float()).norm() <= 4e-3 * y.float().norm() + 1e-6)
+        for x, y in zip(found, expected, strict=True)
+    )
+
+
+def compile_share(index: int, share: int, of: int) -> None:
+    """Launch a share of all shapes of a case once, so that they lie in Triton's cache."""
+    device = torch.device("cuda")
+    gpu = tuning.gpu_name(device)
+    for call in calls(CASES[index], device):
+        with tuning.asked() as record:
+            call.run()
+        tries = [(case, shape) for case, rule in record.items() for shape in neighbours(rule)]
+        for case, shape in tries[share::of]:
+            _result(call, gpu, case, shape)
+
+
+def _result(call: Call, gpu: str, case: str, shape: LaunchShape) -> tuple[Tensor, ...] | None:
+    with tuning.trying(gpu, case, shape):
+        try:
+            return call.run()
+        except (triton.runtime.errors.OutOfResources, triton.compiler.errors.CompilationError):
+            return None
+
+
+def tune(device: torch.device) -> dict[str, Any]:
+    """Return the best shapes by case, of those that beat their rule."""
+    gpu, clock = tuning.gpu_name(device), Clock.on(device, _SECONDS)
+    best: dict[str, Any] = {}
+    done: set[str] = set()
+    for index in range(len(CASES)):
+        for call in calls(CASES[index], device):
+            with tuning.asked() as record:
+                call.run()
+            for case, rule in record.items():
+                if case not in done:
+                    done.add(case)
+                    _tune_case(call, clock, gpu, case, rule, best)
+    return best
+
+
+def _tune_case(
+    call: Call, clock: Clock, gpu: str, case: str, rule: LaunchShape, best: dict[str, Any]
+) -> None:
+    expected = _result(call, gpu, case, rule)
+    times: list[tuple[float, LaunchShape]] = []
+    for shape in neighbours(rule):
+        found = _result(call, gpu, case, shape)
+        if found is None or expected is None or not alike(found, expected):
+            print(f"{call.name}: {case}: {shape} {'does not run' if found is None else 'errs'}")
+            continue
+        with tuning.trying(gpu, case, shape):
+            times.append((clock.time(call.run).device_ms, shape))
+    (by_rule, _), (least, shape) = times[0], min(times, key=lambda pair: pair[0])
+    if least < _GAIN * by_rule:
+        best[case] = {"shape": shape, "ms": round(least, 4), "rule_ms": round(by_rule, 4)}
+    print(f"{call.name}: {case}: {by_rule:.4f} by rule, {least:.4f} {shape}", flush=True)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, required=True, help="the JSON file to write")
+    parser.add_argument("--gpu", help="how names of such GPUs begin; the whole name of this one")
+    parser.add_argument("--processes", type=int, default=12, help="that compile beforehand")
+    return parser.parse_args()
+
+
+def main() -> None:
+    given, device = parse(), torch.device("cuda")
+    with ProcessPoolExecutor(given.processes, get_context("spawn")) as pool:
+        shares = 2
+        waiting = [
+            pool.submit(compile_share, index, share, shares)
+            for index in range(len(CASES))
+            for share in range(shares)
+        ]
+        for future in waiting:
+            future.result()
+    cases = tune(device)
+    name = tuning.gpu_name(device)
+    facts = {
+        "gpu": given.gpu or name,
+        "measured_on": name,
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+    }
+    given.output.write_text(json.dumps({**facts, "cases": cases}, indent=1) + "\n")
+    print(f"{len(cases)} shapes beat their rules: {given.output}; run make test-gpu with them next")
+
+
+if __name__ == "__main__":
+    main()

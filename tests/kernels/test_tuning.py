@@ -1,0 +1,59 @@
+"""Launch shapes: what was measured on a GPU is taken there, and a rule everywhere else."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from hashtab.kernels.core import tuning
+
+RULE = {"LENGTH": 64, "STAGES": 3, "num_warps": 4}
+DEVICE = torch.device("meta")
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    """Pass for a GPU of which one case was measured."""
+    cases = {"encode bfloat16 64 128": {"shape": {**RULE, "num_warps": 8}, "ms": 1, "rule_ms": 2}}
+    (tmp_path / "some.json").write_text(json.dumps({"gpu": "NVIDIA X1", "cases": cases}))
+    monkeypatch.setattr(tuning, "FOLDER", tmp_path)
+    monkeypatch.setattr(tuning, "interpreted", lambda: False)
+    monkeypatch.setattr(tuning, "gpu_name", lambda _: "NVIDIA X1 80GB")
+    tuning._tables.cache_clear()
+    yield "NVIDIA X1 80GB"
+    tuning._tables.cache_clear()
+
+
+def asked(*sizes: int) -> dict[str, int]:
+    return tuning.launch_shape("encode", DEVICE, torch.bfloat16, *sizes, rule=RULE)
+
+
+def test_what_was_measured_is_taken_and_the_rule_for_all_else(
+    gpu: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert asked(64, 128)["num_warps"] == 8
+    assert asked(64, 64) == RULE
+    monkeypatch.setattr(tuning, "gpu_name", lambda _: "NVIDIA Y")
+    assert asked(64, 128) == RULE
+
+
+def test_a_shape_is_tried_for_a_while(gpu: str) -> None:
+    for case, sizes in (("encode bfloat16 64 128", (64, 128)), ("encode bfloat16 32 8", (32, 8))):
+        before = asked(*sizes)
+        with tuning.trying(gpu, case, {**RULE, "LENGTH": 32}), tuning.asked() as record:
+            assert asked(*sizes)["LENGTH"] == 32
+        assert record == {case: RULE}
+        assert asked(*sizes) == before
+
+
+@pytest.mark.parametrize("path", sorted(tuning.FOLDER.glob("*.json")), ids=lambda path: path.stem)
+def test_files_hold_shapes_that_a_kernel_takes(path: Path) -> None:
+    file = json.loads(path.read_text())
+    assert file["gpu"].startswith("NVIDIA ")
+    for case, entry in file["cases"].items():
+        shape = entry["shape"]
+        assert {"LENGTH", "num_warps"} <= set(shape) <= set(RULE), case
+        assert all(shape[name] & (shape[name] - 1) == 0 for name in ("LENGTH", "num_warps")), case
+        assert entry["ms"] < entry["rule_ms"], case
