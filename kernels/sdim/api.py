@@ -85,7 +85,8 @@ def encode(
         offsets: `[B + 1]` int64, first 0, last N.
         planes: `[D, M]`.
         tau: bits a group.
-        ids: `[N]` int64 or int32, the row of `values` that each behaviour is; see the module.
+        ids: `[N]` int64 or int32, the row of `values` that each behaviour is; the gradient of
+            `values` `[V, D]` is then summed by row. See the module.
         impl: which implementation; see the module.
 
     Returns:
@@ -155,7 +156,8 @@ def attend(
         queries: `[B, C, D]`, candidates of each user.
         planes: `[D, M]`.
         tau: bits a group.
-        ids: `[N]` int64 or int32, the row of `values` that each behaviour is; see the module.
+        ids: `[N]` int64 or int32, the row of `values` that each behaviour is; the gradient of
+            `values` `[V, D]` is then summed by row. See the module.
         impl: which implementation; see the module.
 
     Returns:
@@ -211,7 +213,8 @@ def attend_at(
         planes: `[D, M]`.
         tau: bits a group.
         last: of those the latest `last` only; None for all.
-        ids: `[N]` int64 or int32, the row of `values` that each behaviour is; see the module.
+        ids: `[N]` int64 or int32, the row of `values` that each behaviour is; the gradient of
+            `values` `[V, D]` is then summed by row. See the module.
         impl: which implementation; see the module.
 
     Returns:
@@ -299,7 +302,7 @@ def _choice(impl: str, planes: Tensor, tau: int, *rows: Tensor) -> str:
 
 
 def _behaviours(values: Tensor, ids: Tensor | None) -> Tensor:
-    """Return the behaviours `[N, D]`."""
+    """Return the behaviours `[N, D]`, after a check of ids."""
     if ids is None:
         return values
     checked: Tensor = _hashtab.sdim_checked_ids(ids, values.shape[0])

@@ -164,8 +164,8 @@ def sum_by_item(grads: Tensor, ids: Tensor, items: int) -> Tensor:
         return out.zero_()
     narrow = torch.int32 if items < 2**31 else torch.int64  # sorts in half the time
     ids = ids.long()
-    item = torch.where((ids >= 0) & (ids < items), ids, 0)
-    found, order = item.to(narrow).sort(stable=True)
+    right = ids.masked_fill((ids < 0) | (ids >= items), 0)
+    found, order = right.to(narrow).sort(stable=True)
     every = torch.arange(items + 1, dtype=narrow, device=ids.device)
     bounds = torch.searchsorted(found, every)
     width = padded_size(size)
