@@ -353,7 +353,7 @@ def _shape(values: Tensor, columns: int, products: int) -> LaunchShape:
     size, hopper = values.shape[1], dispatch.capability(values.device) >= dispatch.HOPPER
     rule = {"LENGTH": 64 if size > 64 else 128, "STAGES": 3, "num_warps": 4}
     if values.dtype == torch.float32 or size > 128 or not hopper:
-        rule = {"LENGTH": 64, "STAGES": 2, "num_warps": 8}
+        rule = {"LENGTH": 64 if size <= 128 else 32, "STAGES": 2, "num_warps": 8}
     elif size > 64 and products > 1:
         rule = {"LENGTH": 128, "STAGES": 3, "num_warps": 8}
     sizes = (padded_size(size), columns, products)
