@@ -25,7 +25,6 @@ from hashtab.kernels.sdim.triton.hashing import (
     products_of,
 )
 from hashtab.kernels.sdim.triton.rows import (
-    behaviours_from,
     load_behaviours,
     load_rows,
     padded_size,
@@ -121,7 +120,10 @@ def _attend(
     query = user * candidates + candidate
     wanted = load_wanted(query_packed, query, there, groups, GROUPS, BITS, TAU, WORDS, CANDIDATES)
     column = tl.arange(0, SIZE)
-    values, ids = behaviours_from(values, ids, begin, size)
+    if ids is None:
+        values += begin * size
+    else:
+        ids += begin
     packed += begin * WORDS
     length = tl.cast(end - begin, tl.int32)
     if HASH:

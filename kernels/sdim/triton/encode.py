@@ -25,7 +25,6 @@ from hashtab.kernels.sdim.triton.hashing import (
     products_of,
 )
 from hashtab.kernels.sdim.triton.rows import (
-    behaviours_from,
     load_behaviours,
     padded_size,
     store_rows,
@@ -88,7 +87,10 @@ def _encode(
     BUCKETS: tl.constexpr = 1 << TAU
     first_line = tl.program_id(1) * COLUMNS
     column = tl.arange(0, SIZE)
-    values, ids = behaviours_from(values, ids, begin, size)
+    if ids is None:
+        values += begin * size
+    else:
+        ids += begin
     packed += begin * WORDS
     length = tl.cast(end - begin, tl.int32)
     if HASH:

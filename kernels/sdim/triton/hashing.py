@@ -14,7 +14,7 @@ from torch import Tensor
 from hashtab.kernels.core.dispatch import interpreted
 from hashtab.kernels.core.tuning import LaunchShape, launch_shape
 from hashtab.kernels.sdim.packing import Packing
-from hashtab.kernels.sdim.triton.rows import behaviours_from, load_behaviours, padded_size
+from hashtab.kernels.sdim.triton.rows import load_behaviours, padded_size
 
 _MOST_WITHIN = 8192  # entries of planes whose three parts a program keeps beside the history
 _MANY = 100_000  # rows, which fill a GPU with longer programs too
@@ -276,7 +276,10 @@ def _hash(
         PRODUCTS,
         EXACT,
     )
-    x, ids = behaviours_from(x, ids, begin, size)
+    if ids is None:
+        x += begin * size
+    else:
+        ids += begin
     for start in tl.range(0, length, LENGTH, num_stages=STAGES):
         row = start + tl.arange(0, LENGTH)
         tile = load_behaviours(x, ids, items, row, length, size, SIZE)

@@ -15,7 +15,6 @@ from hashtab.kernels.core.tuning import LaunchShape, launch_shape
 from hashtab.kernels.sdim.packing import Packing
 from hashtab.kernels.sdim.triton.hashing import load_codes, load_wanted
 from hashtab.kernels.sdim.triton.rows import (
-    behaviours_from,
     load_behaviours,
     load_rows,
     padded_size,
@@ -79,7 +78,10 @@ def _sums_of_queries(
     """Return `[SIZE, QUERIES * GROUPS]`: each query's buckets, of one user's behaviours."""
     high = tl.max(end, 0)
     low = tl.minimum(tl.min(tl.where(there, begin, high), 0), high)
-    values, ids = behaviours_from(values, ids, low, size)
+    if ids is None:
+        values += low * size
+    else:
+        ids += low
     packed += low * WORDS
     length = tl.cast(high - low, tl.int32)
     begin, end = (begin - low).to(tl.int32), (end - low).to(tl.int32)
@@ -136,7 +138,10 @@ def _queries(
     first, behind = span(offsets, user, rows)
     begin, end = _load_sight(cuts, query, there, behind - first, last)
     wanted = load_wanted(query_packed, query, there, groups, GROUPS, BITS, TAU, WORDS, QUERIES)
-    values, ids = behaviours_from(values, ids, first, size)
+    if ids is None:
+        values += first * size
+    else:
+        ids += first
     sums_t = _sums_of_queries(
         values, ids, items, packed + first * WORDS, wanted, begin, end, there, size, GROUPS, BITS,
         TAU, WORDS, SIZE, QUERIES, LENGTH, PARTS, STAGES,

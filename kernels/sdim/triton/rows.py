@@ -21,19 +21,6 @@ def load_rows(values, row, length, size: tl.constexpr, SIZE: tl.constexpr):
 
 
 @triton.jit
-def behaviours_from(values, ids, begin, size: tl.constexpr):
-    """Return `values` and `ids` from the behaviour at `begin` on.
-
-    Where `ids` are None behaviours are rows of `values`; else behaviour j is row `ids[j]` of it.
-    """
-    if ids is None:
-        values += begin * size
-    else:
-        ids += begin
-    return values, ids
-
-
-@triton.jit
 def load_behaviours(values, ids, items, row, length, size: tl.constexpr, SIZE: tl.constexpr):
     """Return the tile `[LENGTH, SIZE]` of behaviours before `length`, zeros behind it.
 

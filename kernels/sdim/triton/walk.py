@@ -29,7 +29,7 @@ from hashtab.kernels.core.tuning import LaunchShape, launch_shape
 from hashtab.kernels.sdim.packing import Packing, walk_rows
 from hashtab.kernels.sdim.triton.encode import pieces_of_tables
 from hashtab.kernels.sdim.triton.hashing import load_codes, load_wanted
-from hashtab.kernels.sdim.triton.rows import behaviours_from, gather_rows, load_rows, padded_size
+from hashtab.kernels.sdim.triton.rows import gather_rows, load_rows, padded_size
 from hashtab.kernels.sdim.triton.sums import inverse_norm, members, partial_of, piece
 
 TILE = 2048  # rows of a piece
@@ -241,7 +241,10 @@ def _walk(
         return
     BUCKETS: tl.constexpr = 1 << TAU
     length = tl.cast(end - begin, tl.int32)
-    values, ids = behaviours_from(values, ids, begin, size)
+    if ids is None:
+        values += begin * size
+    else:
+        ids += begin
     packed += begin * WORDS
     table = tl.zeros([COLUMNS, SIZE], tl.float32)
     if (origin > 0) & (rows > TILE):
@@ -388,7 +391,10 @@ def _walk_back(
     BUCKETS: tl.constexpr = 1 << TAU
     length = tl.cast(end - begin, tl.int32)
     column, line = tl.arange(0, SIZE), tl.arange(0, COLUMNS)
-    values, ids = behaviours_from(values, ids, begin, size)
+    if ids is None:
+        values += begin * size
+    else:
+        ids += begin
     grad_values += begin * size
     packed += begin * WORDS
     inner = tl.arange(0, LENGTH)
