@@ -73,7 +73,7 @@ class Batch:
         values: `[B, L, D]`.
         queries: `[B, Q, D]`.
         cuts: `[B, Q]` int64, ascending; all of them L where a user has one request.
-        planes: `[D, M]` float32.
+        planes: `[D, M]` float32, of the digits that `dtype` has.
         table: `[B, G, K, D]` float32; None where no table is read.
     """
 
@@ -105,7 +105,7 @@ class Batch:
             values=normal(users, length, size).to(dtype).requires_grad_(),
             queries=normal(users, shape.queries, size).to(dtype).requires_grad_(),
             cuts=cuts.sort(1).values.repeat_interleave(shape.candidates, dim=1),
-            planes=normal(size, shape.planes),
+            planes=normal(size, shape.planes).to(dtype).float(),
             table=normal(*rows).requires_grad_() if table else None,
         )
 

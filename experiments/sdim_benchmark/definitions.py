@@ -1,7 +1,5 @@
 """What each side must give, written plainly in float64 for a few users, and how far it is off."""
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
@@ -44,11 +42,6 @@ def attend_at(b: Batch) -> Tensor:
         shared = seen & (key[:, None] == want[..., None])
         interest = interest + _unit(shared.to(b.values.dtype) @ b.values)
     return interest / b.shape.groups
-
-
-def attend_at_rounded(b: Batch) -> Tensor:
-    """Return `attend_at` of planes rounded to the dtype of the behaviours."""
-    return attend_at(replace(b, planes=b.planes.to(b.dtype).float()))
 
 
 def exact_attention_at(b: Batch) -> Tensor:

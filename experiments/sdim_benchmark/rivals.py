@@ -1,6 +1,6 @@
 """How hash-sampled and exact attention are computed without our kernels, on padded histories.
 
-Hashing is float32, as the definition asks, but for the form whose planes are rounded.
+Hashing is float32, as the definition asks, but for the form of one product in the rows' dtype.
 """
 
 from collections.abc import Callable
@@ -74,8 +74,8 @@ def masked_einsum(
     return normalize(found.float(), dim=-1).mean(2).to(values.dtype)
 
 
-def rounded_einsum(values: Tensor, queries: Tensor, planes: Tensor, tau: int) -> Tensor:
-    """Hash in the dtype of the behaviours, which moves some of them to other buckets."""
+def one_product_einsum(values: Tensor, queries: Tensor, planes: Tensor, tau: int) -> Tensor:
+    """Hash by one product in the dtype of the behaviours, whose digits the planes have."""
     return masked_einsum(values, queries, planes.to(values.dtype), tau)
 
 
@@ -136,12 +136,11 @@ EINSUM = Side(
     arguments=lambda b: (b.values, b.queries, b.planes, b.shape.tau),
     define=definitions.attend_at,
 )
-ROUNDED = Side(
-    name="rounded einsum",
-    function=rounded_einsum,
+ONE_PRODUCT = Side(
+    name="one-product einsum",
+    function=one_product_einsum,
     arguments=lambda b: (b.values, b.queries, b.planes, b.shape.tau),
-    define=definitions.attend_at_rounded,
-    same=False,
+    define=definitions.attend_at,
 )
 SCATTER_TABLE = Side(
     name="scatter",

@@ -60,7 +60,7 @@ def _encode(impl: Any) -> Side:
     return Side(
         name=impl,
         function=lambda *a: sdim.encode(*a, impl=impl),
-        arguments=lambda b: (b.values.flatten(0, 1), b.offsets, b.planes, b.shape.tau),
+        arguments=lambda b: (b.values.flatten(0, 1), b.offsets, _planes(b), b.shape.tau),
         define=definitions.encode,
     )
 
@@ -69,7 +69,7 @@ def _read(impl: Any) -> Side:
     return Side(
         name=impl,
         function=lambda *a: sdim.read(*a, impl=impl),
-        arguments=lambda b: (b.table, b.queries, b.planes, b.shape.tau),
+        arguments=lambda b: (b.table, b.queries, _planes(b), b.shape.tau),
         define=definitions.read,
         leaves=("table",),
     )
@@ -83,34 +83,32 @@ def _attend(impl: Any) -> Side:
             b.values.flatten(0, 1),
             b.offsets,
             b.queries,
-            b.planes,
+            _planes(b),
             b.shape.tau,
         ),
         define=definitions.attend_at,
     )
 
 
-def _attend_rounded() -> Side:
-    """Return our side with planes in the dtype of the behaviours, which hash by one product."""
+def _planes(b: Batch) -> torch.Tensor:
+    """Return the planes in the dtype of the behaviours, which hash by one product."""
+    return b.planes.to(b.values.dtype)
+
+
+def _attend_float32_planes() -> Side:
+    """Return our side with float32 planes, which hash by three products."""
 
     def arguments(b: Batch) -> tuple[Any, ...]:
-        planes = b.planes.to(b.values.dtype)
-        return (b.values.flatten(0, 1), b.offsets, b.queries, planes, b.shape.tau)
+        return (b.values.flatten(0, 1), b.offsets, b.queries, b.planes, b.shape.tau)
 
-    return replace(
-        _attend("auto"),
-        name="ours, rounded planes",
-        arguments=arguments,
-        define=definitions.attend_at_rounded,
-        same=False,
-    )
+    return replace(_attend("auto"), name="ours, float32 planes", arguments=arguments, same=False)
 
 
 def _attend_at(impl: Any) -> Side:
     def arguments(b: Batch) -> tuple[Any, ...]:
         history = b.values.flatten(0, 1), b.offsets
         asked = b.queries.flatten(0, 1), b.query_offsets, b.cuts.flatten()
-        return (*history, *asked, b.planes, b.shape.tau)
+        return (*history, *asked, _planes(b), b.shape.tau)
 
     return Side(
         name=impl,
@@ -223,8 +221,8 @@ def all_rows(compiling: bool) -> list[Row]:
 
 def _attend_rows(compiled: _Compiler) -> Iterable[Row]:
     exact = replace(rivals.SDPA, same=False)
-    sampled = (rivals.SCATTER, rivals.EINSUM, *compiled(rivals.EINSUM, rivals.ROUNDED))
-    others = (_attend_rounded(), exact, rivals.DIN, *compiled(rivals.DIN))
+    sampled = (rivals.SCATTER, rivals.EINSUM, *compiled(rivals.EINSUM, rivals.ONE_PRODUCT))
+    others = (_attend_float32_planes(), exact, rivals.DIN, *compiled(rivals.DIN))
     yield Row("attend", ONE, _attend, (*sampled, *others), _attend_work)
     for shape in BROAD:
         sides = (rivals.EINSUM, *compiled(rivals.EINSUM), exact)
