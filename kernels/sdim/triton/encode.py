@@ -30,10 +30,9 @@ from hashtab.kernels.sdim.triton.rows import (
     store_rows,
 )
 from hashtab.kernels.sdim.triton.sums import (
-    add_members,
+    add_products,
     collect,
     columns_at_once,
-    members,
     one_hot,
     partial_of,
     partial_sums,
@@ -97,7 +96,7 @@ def _encode(
         high, middle, low = load_parts(
             prepared, 0, SIZE, BITS, GROUPS, GROUPS, values.dtype.element_ty, PRODUCTS, PARTS == 0
         )
-    sums = tl.zeros([COLUMNS, SIZE], tl.float32)
+    sums_t = tl.zeros([SIZE, COLUMNS], tl.float32)
     for start in tl.range(0, length, LENGTH, num_stages=STAGES):
         row = start + tl.arange(0, LENGTH)
         x = load_behaviours(values, ids, items, row, length, size, SIZE)
@@ -107,19 +106,19 @@ def _encode(
             store_rows(packed, row, length, pack(codes, LENGTH, GROUPS, BITS), WORDS, WORDS)
         else:
             codes = load_codes(packed, row, row < length, GROUPS, BITS, TAU, WORDS, LENGTH)
-        member = members(codes, skipped + first_line, LENGTH, GROUPS, BUCKETS, COLUMNS, PARTS == 0)
-        sums = add_members(sums, member, x, PARTS)
+        member = one_hot(codes, skipped + first_line, LENGTH, GROUPS, BUCKETS, COLUMNS)
+        sums_t = add_products(sums_t, x, member, PARTS)
 
     line = first_line + tl.arange(0, COLUMNS)
     width = tl.cast(lines, tl.int64) * size
-    within = line[:, None].to(tl.int64) * size + column[None, :]
-    inside = (line < lines)[:, None] & (column < size)[None, :]
+    within = line[None, :].to(tl.int64) * size + column[:, None]
+    inside = (line < lines)[None, :] & (column < size)[:, None]
     if alone:
-        tl.store(table + user * width + within, sums, mask=inside)
+        tl.store(table + user * width + within, sums_t, mask=inside)
     else:
         first, _ = span(offsets, user, rows)
         target = partial + partial_of(offsets, user, rows, (begin - first) // TILE, TILE) * width
-        tl.store(target + within, sums, mask=inside)
+        tl.store(target + within, sums_t, mask=inside)
 
 
 @triton.jit
@@ -180,7 +179,7 @@ def _encode_backward(
     for start in tl.range(0, length, LENGTH, num_stages=STAGES):
         row = start + tl.arange(0, LENGTH)
         codes = load_codes(packed, row, row < length, GROUPS, BITS, TAU, WORDS, LENGTH)
-        member = one_hot(codes, 0, LENGTH, GROUPS, BUCKETS, GROUPS * BUCKETS, PARTS == 0)
+        member = one_hot(codes, 0, LENGTH, GROUPS, BUCKETS, GROUPS * BUCKETS)
         if HALF:
             found = tl.dot(member.to(tl.float16), half) * scale
         else:
@@ -356,8 +355,6 @@ def _shape(values: Tensor, columns: int, products: int) -> LaunchShape:
     rule = {"LENGTH": 64 if size > 64 else 128, "STAGES": 3, "num_warps": 4}
     if values.dtype == torch.float32 or size > 128 or not hopper:
         rule = {"LENGTH": 64 if size <= 128 else 32, "STAGES": 2, "num_warps": 8}
-    elif size > 64 and products > 1:
-        rule = {"LENGTH": 128, "STAGES": 3, "num_warps": 8}
     sizes = (padded_size(size), columns, products)
     return launch_shape("encode", values.device, values.dtype, *sizes, rule=rule)
 

@@ -26,11 +26,10 @@ from hashtab.kernels.sdim.triton.hashing import (
 )
 from hashtab.kernels.sdim.triton.rows import load_rows, padded_size, store_rows
 from hashtab.kernels.sdim.triton.sums import (
-    add_members,
+    add_products,
     collect,
     columns_at_once,
     inverse_norm,
-    members,
     one_hot,
     parts,
 )
@@ -80,7 +79,7 @@ def _read_small(
         x = load_rows(queries, row, length, size, SIZE)
         codes = codes_of(positive(x, high, middle, low, PRODUCTS, PARTS == 0), LENGTH, GROUPS, BITS)
         store_rows(packed, row, length, pack(codes, LENGTH, GROUPS, BITS), WORDS, WORDS)
-        member = one_hot(codes, 0, LENGTH, GROUPS, BUCKETS, COLUMNS, PARTS == 0)
+        member = one_hot(codes, 0, LENGTH, GROUPS, BUCKETS, COLUMNS)
         store_rows(interest, row, length, collect(member, unit, PARTS), size, SIZE)
 
 
@@ -145,7 +144,7 @@ def _read_backward(
     BUCKETS: tl.constexpr = 1 << TAU
     grad += user * candidates * size
     packed += user * candidates * WORDS
-    upstream = tl.zeros([COLUMNS, SIZE], tl.float32)
+    upstream_t = tl.zeros([SIZE, COLUMNS], tl.float32)
     row = tl.arange(0, LENGTH)
     for start in tl.range(0, candidates, LENGTH, num_stages=STAGES):
         before, left = tl.cast(start, tl.int64), candidates - start
@@ -153,16 +152,16 @@ def _read_backward(
         codes = load_codes(
             packed + before * WORDS, row, row < left, GROUPS, BITS, TAU, WORDS, LENGTH
         )
-        member = members(codes, first_column, LENGTH, GROUPS, BUCKETS, COLUMNS, PARTS == 0)
-        upstream = add_members(upstream, member, x, PARTS)
+        member = one_hot(codes, first_column, LENGTH, GROUPS, BUCKETS, COLUMNS)
+        upstream_t = add_products(upstream_t, x, member, PARTS)
     line, column = first_column + tl.arange(0, COLUMNS), tl.arange(0, SIZE)
-    inside = (line < groups * BUCKETS)[:, None] & (column < size)[None, :]
-    within = user * groups * BUCKETS * size + line[:, None] * size + column[None, :]
-    sums = tl.load(table + within, mask=inside, other=0.0)
-    scale = inverse_norm(tl.sum(sums * sums, 1))
-    unit = sums * scale[:, None]
-    along = tl.sum(unit * upstream, 1)
-    found = (upstream - unit * along[:, None]) * (scale / groups)[:, None]
+    inside = (line < groups * BUCKETS)[None, :] & (column < size)[:, None]
+    within = user * groups * BUCKETS * size + line[None, :] * size + column[:, None]
+    sums_t = tl.load(table + within, mask=inside, other=0.0)
+    scale = inverse_norm(tl.sum(sums_t * sums_t, 0))
+    unit_t = sums_t * scale[None, :]
+    along = tl.sum(unit_t * upstream_t, 0)
+    found = (upstream_t - unit_t * along[None, :]) * (scale / groups)[None, :]
     tl.store(grad_table + within, found, mask=inside)
 
 
@@ -236,6 +235,6 @@ def _shape(queries: Tensor, packing: Packing, products: int) -> LaunchShape:
 
 def _backward_shape(table: Tensor, columns: int) -> LaunchShape:
     size, hopper = table.shape[3], dispatch.capability(table.device) >= dispatch.HOPPER
-    rule = {"LENGTH": 64 if size <= 128 and hopper else 32, "STAGES": 2, "num_warps": 8}
+    rule = {"LENGTH": 64, "STAGES": 2, "num_warps": 4 if size <= 64 and hopper else 8}
     sizes = (padded_size(size), columns)
     return launch_shape("read_backward", table.device, table.dtype, *sizes, rule=rule)

@@ -95,19 +95,11 @@ def one_hot(
     GROUPS: tl.constexpr,
     BUCKETS: tl.constexpr,
     COLUMNS: tl.constexpr,
-    EXACT: tl.constexpr,
 ):
     """Return `[LENGTH, COLUMNS]`, whether codes `[LENGTH, GROUPS]` are those of a table's rows.
 
     Columns count rows of a table `[GROUPS, BUCKETS]` from `first_column` on, a multiple of COLUMNS.
-    A code of -1 is of no row. A product spreads codes over rows as other products leave their
-    results: without a word between threads. EXACT stands for float32 products.
     """
-    if GROUPS >= 16:
-        column = first_column + tl.arange(0, COLUMNS)
-        of_group = (column // BUCKETS)[None, :] == tl.arange(0, GROUPS)[:, None]
-        spread = _small_products(codes, of_group, EXACT)
-        return spread == (column % BUCKETS).to(tl.float32)[None, :]
     if COLUMNS >= BUCKETS:
         HELD: tl.constexpr = COLUMNS // BUCKETS
         bucket = tl.arange(0, BUCKETS)
@@ -126,33 +118,6 @@ def _pick(codes, first, LENGTH: tl.constexpr, GROUPS: tl.constexpr, HELD: tl.con
     blocks = tl.reshape(codes, [LENGTH, GROUPS // HELD, HELD])
     this = tl.arange(0, GROUPS // HELD)[None, :, None] == first // HELD
     return tl.sum(tl.where(this, blocks, 0), 1)
-
-
-@triton.jit
-def members(
-    codes,
-    first_column,
-    LENGTH: tl.constexpr,
-    GROUPS: tl.constexpr,
-    BUCKETS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    EXACT: tl.constexpr,
-):
-    """Return `[COLUMNS, LENGTH]`, `one_hot` the other way round."""
-    if GROUPS < 16:
-        return tl.trans(one_hot(codes, first_column, LENGTH, GROUPS, BUCKETS, COLUMNS, EXACT))
-    column = first_column + tl.arange(0, COLUMNS)
-    of_group = (column // BUCKETS)[:, None] == tl.arange(0, GROUPS)[None, :]
-    spread = _small_products(of_group, tl.trans(codes), EXACT)
-    return spread == (column % BUCKETS).to(tl.float32)[:, None]
-
-
-@triton.jit
-def _small_products(a, b, EXACT: tl.constexpr):
-    """Return products of codes up to 1,023 and zeros and ones, which float16 holds."""
-    if EXACT:
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
-    return tl.dot(a.to(tl.float16), b.to(tl.float16))
 
 
 @triton.jit
@@ -175,24 +140,6 @@ def add_products(sums, x, member, PARTS: tl.constexpr):
     for _ in tl.static_range(3):
         high = x.to(tl.bfloat16)
         sums = tl.dot(high, member, sums)
-        x -= high.to(tl.float32)
-    return sums
-
-
-@triton.jit
-def add_members(sums, member, x, PARTS: tl.constexpr):
-    """Return `sums` `[COLUMNS, SIZE]` plus the rows of `x` `[LENGTH, SIZE]` in each row of them.
-
-    `add_products` the other way round: `member` is `[COLUMNS, LENGTH]`.
-    """
-    if PARTS == 0:
-        return tl.dot(member.to(tl.float32), x.to(tl.float32), sums, input_precision="ieee")
-    if x.dtype != tl.float32:
-        return tl.dot(member.to(x.dtype), x, sums)
-    weight = member.to(tl.bfloat16)
-    for _ in tl.static_range(3):
-        high = x.to(tl.bfloat16)
-        sums = tl.dot(weight, high, sums)
         x -= high.to(tl.float32)
     return sums
 

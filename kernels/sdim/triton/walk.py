@@ -30,7 +30,7 @@ from hashtab.kernels.sdim.packing import Packing, walk_rows
 from hashtab.kernels.sdim.triton.encode import pieces_of_tables
 from hashtab.kernels.sdim.triton.hashing import load_codes, load_wanted
 from hashtab.kernels.sdim.triton.rows import gather_rows, load_rows, padded_size
-from hashtab.kernels.sdim.triton.sums import inverse_norm, members, partial_of, piece
+from hashtab.kernels.sdim.triton.sums import inverse_norm, partial_of, piece
 
 TILE = 2048  # rows of a piece
 NO_LIMIT = 2**62  # to the latest behaviours that a query sees
@@ -64,6 +64,26 @@ def _cut(cuts, query, there, missing, origin, length):
 def _inverse_norm_of_sums(square, most):
     """Return 1 / sqrt(square), 0 where that is rounding left by what was taken out."""
     return tl.where(square > most * _NOTHING, inverse_norm(square), 0.0)
+
+
+@triton.jit
+def _members(
+    codes,
+    skipped,
+    GROUPS: tl.constexpr,
+    BUCKETS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    OPERAND: tl.constexpr,
+):
+    """Return `[COLUMNS, ROWS]`, whether codes `[ROWS, GROUPS]` are a bucket's, -1 of none.
+
+    A product spreads codes over buckets as other products leave their results: without a word
+    between threads.
+    """
+    column = skipped + tl.arange(0, COLUMNS)
+    of_group = (column // BUCKETS)[:, None] == tl.arange(0, GROUPS)[None, :]
+    spread = tl.dot(of_group.to(OPERAND), tl.trans(codes.to(OPERAND)))
+    return (spread == (column % BUCKETS).to(tl.float32)[:, None]).to(OPERAND)
 
 
 @triton.jit
@@ -120,9 +140,7 @@ def _add_range(
         x, codes = _load_behaviours(
             values, ids, items, packed, row, row < end, size, GROUPS, BITS, TAU, WORDS, SIZE, LENGTH
         )
-        member = members(
-            codes, skipped, LENGTH, GROUPS, 1 << TAU, COLUMNS, tl.float32 == OPERAND
-        ).to(OPERAND)
+        member = _members(codes, skipped, GROUPS, 1 << TAU, COLUMNS, OPERAND)
         table = tl.dot(member, x.to(OPERAND), table)
     return table
 
@@ -277,9 +295,7 @@ def _walk(
         stop = tl.minimum(start + LENGTH, tl.maximum(cut, start))
         row = start + inner
         x = tl.where((row < stop)[:, None], x_next, 0.0).to(OPERAND)
-        member = members(
-            codes_next, skipped, LENGTH, GROUPS, BUCKETS, COLUMNS, tl.float32 == OPERAND
-        ).to(OPERAND)
+        member = _members(codes_next, skipped, GROUPS, BUCKETS, COLUMNS, OPERAND)
         after = stop + inner
         x_next, codes_next = _load_behaviours(
             values,
@@ -303,9 +319,7 @@ def _walk(
                 values, ids, items, packed, row - last, (row < stop) & (origin + row >= last), size,
                 GROUPS, BITS, TAU, WORDS, SIZE, LENGTH,
             )  # fmt: skip
-            member = members(
-                codes, skipped, LENGTH, GROUPS, BUCKETS, COLUMNS, tl.float32 == OPERAND
-            ).to(OPERAND)
+            member = _members(codes, skipped, GROUPS, BUCKETS, COLUMNS, OPERAND)
             table = tl.dot(member, -x.to(OPERAND), table)
         if cut <= stop:
             several = query + tl.arange(0, QUERIES)
@@ -314,9 +328,7 @@ def _walk(
             wanted = load_wanted(
                 query_packed, several, here, groups, GROUPS, BITS, TAU, WORDS, QUERIES
             )
-            asked = members(
-                wanted, skipped, QUERIES, GROUPS, BUCKETS, COLUMNS, tl.float32 == OPERAND
-            ).to(OPERAND)
+            asked = _members(wanted, skipped, GROUPS, BUCKETS, COLUMNS, OPERAND)
             scale = _inverse_norm_of_sums(tl.sum(table * table, 1), most) / groups
             unit = (table * scale[:, None]).to(OPERAND)
             mean_t = tl.dot(tl.trans(unit), asked)
@@ -433,9 +445,7 @@ def _walk_back(
             wanted = load_wanted(
                 query_packed, several, here, groups, GROUPS, BITS, TAU, WORDS, QUERIES
             )
-            asked = members(
-                wanted, skipped, QUERIES, GROUPS, BUCKETS, COLUMNS, tl.float32 == OPERAND
-            ).to(OPERAND)
+            asked = _members(wanted, skipped, GROUPS, BUCKETS, COLUMNS, OPERAND)
             upstream = tl.load(
                 grad + several[:, None] * size + column[None, :],
                 mask=here[:, None] & (column < size)[None, :],
@@ -456,9 +466,7 @@ def _walk_back(
             start = tl.maximum(tl.maximum(stop - LENGTH, cut), 0)
             row = stop - LENGTH + inner
             x = tl.where((row >= start)[:, None], x_next, 0.0).to(OPERAND)
-            member = members(
-                codes_next, skipped, LENGTH, GROUPS, BUCKETS, COLUMNS, tl.float32 == OPERAND
-            ).to(OPERAND)
+            member = _members(codes_next, skipped, GROUPS, BUCKETS, COLUMNS, OPERAND)
             before = start - LENGTH + inner
             x_next, codes_next = _load_behaviours(
                 values,
@@ -482,9 +490,7 @@ def _walk_back(
                     values, ids, items, packed, row - last, seen_no_more, size, GROUPS, BITS, TAU,
                     WORDS, SIZE, LENGTH,
                 )  # fmt: skip
-                back = members(
-                    codes, skipped, LENGTH, GROUPS, BUCKETS, COLUMNS, tl.float32 == OPERAND
-                ).to(OPERAND)
+                back = _members(codes, skipped, GROUPS, BUCKETS, COLUMNS, OPERAND)
                 minus = tl.dot(back, -x.to(OPERAND), minus)
                 most = tl.maximum(most, tl.sum(minus * minus, 1))
                 if FALLEN:
@@ -690,9 +696,7 @@ def _code(packing: Packing, size: int, share: _Share, limited: bool) -> dict[str
 
 def _shape(values: Tensor, packing: Packing, *, back: bool, limited: bool) -> LaunchShape:
     size = values.shape[1]
-    rule = {"LENGTH": 32, "num_warps": 4 if size <= 64 and not (back and limited) else 8}
-    if back and limited and size > 64:
-        rule["LENGTH"] = 16
+    rule = {"LENGTH": 16 if back and limited else 32, "num_warps": 4 if size <= 64 else 8}
     name = ("walk_back" if back else "walk") + (" the last" if limited else "")
     sizes = (padded_size(size), min(packing.padded_groups << packing.tau, walk_rows(size)))
     return launch_shape(name, values.device, values.dtype, *sizes, rule=rule)
