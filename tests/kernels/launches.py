@@ -170,7 +170,7 @@ _SHAPES = {  # by compute capability; few, for a kernel takes a second
         Shape(torch.bfloat16, 64, 5, 16),
         _LARGE,
         Shape(torch.float16, 40, 8, 16),
-        Shape(torch.float16, 40, 3, 4),
+        Shape(torch.float16, 40, 3, 8),
         Shape(torch.float32, 256, 10, 64),
     ],
 }

@@ -20,7 +20,7 @@ from unittest import mock
 _RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)")
 _DOT = re.compile(
     r"= (?P<operation>tt\.dot|ttng\.warp_group_dot) .* : (?:tensor|!ttg\.memdesc)"
-    r"<(?:\d+x)+(?P<operand>\w+), .* -> tensor<(?P<rows>\d+)x(?:\d+x)+\w+, #(?P<layout>\w+)"
+    r"<(?:\d+x)+(?P<operand>\w+), .* -> tensor<(?P<rows>\d+)x(?P<columns>\d+)x\w+, #(?P<layout>\w+)"
 )
 
 
@@ -35,11 +35,13 @@ class Dot:
         unit: what computes it: `wgmma` or `mma`, tensor cores; or `fma`, which are none.
         operand: the type of its first factor.
         rows: of its first factor.
+        columns: of its second.
     """
 
     unit: str
     operand: str
     rows: int
+    columns: int
 
     def __str__(self) -> str:
         return f"{self.rows} rows of {self.operand} on {self.unit}"
@@ -174,7 +176,7 @@ def _dots(ttgir: str) -> list[Dot]:
     for dot in found:
         tensor_cores = "wgmma" if dot["operation"] == "ttng.warp_group_dot" else "mma"
         unit = tensor_cores if dot["layout"].startswith("mma") else "fma"
-        dots.add((unit, dot["operand"], int(dot["rows"])))
+        dots.add((unit, dot["operand"], int(dot["rows"]), int(dot["columns"])))
     return [Dot(*dot) for dot in sorted(dots)]
 
 

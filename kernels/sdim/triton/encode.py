@@ -249,7 +249,7 @@ def encode(
     if users == 0:
         return table, packed
     width = packing.groups * 2**tau * size
-    tile = TILE // _SHORTER if values.dtype == torch.float32 else TILE
+    tile = TILE // _SHORTER if values.dtype == torch.float32 and blocks == 1 else TILE
     partial = partial_sums(rows, tile, width, values)
     _encode[slots(users, rows, tile), blocks](
         values.contiguous(),

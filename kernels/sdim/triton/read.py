@@ -235,6 +235,10 @@ def _shape(queries: Tensor, packing: Packing, products: int) -> LaunchShape:
 
 def _backward_shape(table: Tensor, columns: int) -> LaunchShape:
     size, hopper = table.shape[3], dispatch.capability(table.device) >= dispatch.HOPPER
-    rule = {"LENGTH": 64, "STAGES": 2, "num_warps": 4 if size <= 64 and hopper else 8}
+    rule = {
+        "LENGTH": 64 if hopper else 32,
+        "STAGES": 2,
+        "num_warps": 4 if size <= 64 and hopper else 8,
+    }
     sizes = (padded_size(size), columns)
     return launch_shape("read_backward", table.device, table.dtype, *sizes, rule=rule)
