@@ -87,6 +87,26 @@ def _members(
 
 
 @triton.jit
+def _asked(
+    query_packed,
+    query,
+    here,
+    skipped,
+    groups: tl.constexpr,
+    GROUPS: tl.constexpr,
+    BITS: tl.constexpr,
+    TAU: tl.constexpr,
+    WORDS: tl.constexpr,
+    QUERIES: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    OPERAND: tl.constexpr,
+):
+    """Return `[COLUMNS, QUERIES]`, whether queries `[QUERIES]` that are here ask for a bucket."""
+    wanted = load_wanted(query_packed, query, here, groups, GROUPS, BITS, TAU, WORDS, QUERIES)
+    return _members(wanted, skipped, GROUPS, 1 << TAU, COLUMNS, OPERAND)
+
+
+@triton.jit
 def _load_behaviours(
     values,
     ids,
@@ -276,20 +296,9 @@ def _walk(
     column = tl.arange(0, SIZE)
     start = tl.cast(0, tl.int32)
     x_next, codes_next = _load_behaviours(
-        values,
-        ids,
-        items,
-        packed,
-        inner,
-        inner < length,
-        size,
-        GROUPS,
-        BITS,
-        TAU,
-        WORDS,
-        SIZE,
+        values, ids, items, packed, inner, inner < length, size, GROUPS, BITS, TAU, WORDS, SIZE,
         LENGTH,
-    )
+    )  # fmt: skip
     cut = _cut(cuts, query, query < behind_query, _NEVER, origin, length)
     while query < behind_query:
         stop = tl.minimum(start + LENGTH, tl.maximum(cut, start))
@@ -298,20 +307,9 @@ def _walk(
         member = _members(codes_next, skipped, GROUPS, BUCKETS, COLUMNS, OPERAND)
         after = stop + inner
         x_next, codes_next = _load_behaviours(
-            values,
-            ids,
-            items,
-            packed,
-            after,
-            after < length,
-            size,
-            GROUPS,
-            BITS,
-            TAU,
-            WORDS,
-            SIZE,
+            values, ids, items, packed, after, after < length, size, GROUPS, BITS, TAU, WORDS, SIZE,
             LENGTH,
-        )
+        )  # fmt: skip
         table = tl.dot(member, x, table)
         if LIMITED and origin + stop > last:
             most = tl.maximum(most, tl.sum(table * table, 1))
@@ -325,10 +323,8 @@ def _walk(
             several = query + tl.arange(0, QUERIES)
             at = _cut(cuts, several, several < behind_query, _NEVER, origin, length)
             here = at <= stop
-            wanted = load_wanted(
-                query_packed, several, here, groups, GROUPS, BITS, TAU, WORDS, QUERIES
-            )
-            asked = _members(wanted, skipped, GROUPS, BUCKETS, COLUMNS, OPERAND)
+            asked = _asked(query_packed, several, here, skipped, groups, GROUPS, BITS, TAU, WORDS,
+                           QUERIES, COLUMNS, OPERAND)  # fmt: skip
             scale = _inverse_norm_of_sums(tl.sum(table * table, 1), most) / groups
             unit = (table * scale[:, None]).to(OPERAND)
             mean_t = tl.dot(tl.trans(unit), asked)
@@ -442,24 +438,15 @@ def _walk_back(
             several = query - tl.arange(0, QUERIES)
             at = _cut(cuts, several, several >= low_query, -1, origin, length)
             here = at >= stop
-            wanted = load_wanted(
-                query_packed, several, here, groups, GROUPS, BITS, TAU, WORDS, QUERIES
-            )
-            asked = _members(wanted, skipped, GROUPS, BUCKETS, COLUMNS, OPERAND)
+            asked = _asked(query_packed, several, here, skipped, groups, GROUPS, BITS, TAU, WORDS,
+                           QUERIES, COLUMNS, OPERAND)  # fmt: skip
             upstream = tl.load(
                 grad + several[:, None] * size + column[None, :],
                 mask=here[:, None] & (column < size)[None, :],
                 other=0.0,
             ).to(OPERAND)
-            square = tl.sum(minus * minus, 1)
-            most = tl.maximum(most, square)
-            scale = _inverse_norm_of_sums(square, most)
-            weight = (scale / groups).to(OPERAND)
-            products = tl.dot(minus.to(OPERAND), tl.trans(upstream))
-            along = tl.sum(asked.to(tl.float32) * products, 1)
-            pulled = asked * weight[:, None]
-            later = tl.dot(pulled, upstream, later)
-            later -= (weight.to(tl.float32) * (scale * along) * scale)[:, None] * minus
+            most = tl.maximum(most, tl.sum(minus * minus, 1))
+            later = _add_request(later, minus, most, asked, upstream, groups, OPERAND)
             query -= tl.sum(here.to(tl.int32), 0)
             cut = _cut(cuts, query, query >= low_query, -1, origin, length)
         if cut < stop:
@@ -469,20 +456,9 @@ def _walk_back(
             member = _members(codes_next, skipped, GROUPS, BUCKETS, COLUMNS, OPERAND)
             before = start - LENGTH + inner
             x_next, codes_next = _load_behaviours(
-                values,
-                ids,
-                items,
-                packed,
-                before,
-                before >= 0,
-                size,
-                GROUPS,
-                BITS,
-                TAU,
-                WORDS,
-                SIZE,
-                LENGTH,
-            )
+                values, ids, items, packed, before, before >= 0, size, GROUPS, BITS, TAU, WORDS,
+                SIZE, LENGTH,
+            )  # fmt: skip
             minus = tl.dot(member, x, minus)
             if LIMITED and origin + stop > last:
                 seen_no_more = (row >= start) & (origin + row >= last)
@@ -513,6 +489,27 @@ def _walk_back(
         place = partial_of(offsets, user, rows, origin // TILE, TILE) * lines * size
         inside = (line < lines)[:, None] & (column < size)[None, :]
         tl.store(laters + place + line[:, None] * size + column[None, :], later, mask=inside)
+
+
+@triton.jit
+def _add_request(later, minus, most, asked, upstream, groups: tl.constexpr, OPERAND: tl.constexpr):
+    """Return `later` plus the gradients of the buckets' sums by the queries of a request.
+
+    Args:
+        later: `[COLUMNS, SIZE]` float32.
+        minus: `[COLUMNS, SIZE]` float32, the sums that the request met, negated.
+        most: `[COLUMNS]`, the most that the sums' squares have been.
+        asked: `[COLUMNS, QUERIES]`, as `_asked` returns.
+        upstream: `[QUERIES, SIZE]`, the gradients of interests.
+        groups: G.
+        OPERAND: type of the factors of products.
+    """
+    scale = _inverse_norm_of_sums(tl.sum(minus * minus, 1), most)
+    weight = (scale / groups).to(OPERAND)
+    products = tl.dot(minus.to(OPERAND), tl.trans(upstream))
+    along = tl.sum(asked.to(tl.float32) * products, 1)
+    later = tl.dot(asked * weight[:, None], upstream, later)
+    return later - (weight.to(tl.float32) * (scale * along) * scale)[:, None] * minus
 
 
 @triton.jit
