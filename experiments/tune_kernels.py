@@ -23,6 +23,8 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
+from triton.compiler.errors import CompilationError
+from triton.runtime.errors import OutOfResources, PTXASError
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -33,6 +35,7 @@ from hashtab.kernels.core.tuning import LaunchShape
 
 _GAIN = 0.97  # of the rule's time, that a shape must undercut
 _SECONDS = 0.008  # for the repetitions of one shape
+_NOT_LAUNCHED = (OutOfResources, PTXASError, CompilationError)
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,7 @@ def _result(call: Call, gpu: str, case: str, shape: LaunchShape) -> tuple[Tensor
     with tuning.trying(gpu, case, shape):
         try:
             return call.run()
-        except (triton.runtime.errors.OutOfResources, triton.compiler.errors.CompilationError):
+        except _NOT_LAUNCHED:
             return None
 
 
@@ -201,6 +204,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     given, device = parse(), torch.device("cuda")
+    given.output.parent.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(given.processes, get_context("spawn")) as pool:
         shares = 2
         waiting = [

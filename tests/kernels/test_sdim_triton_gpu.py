@@ -1,6 +1,7 @@
 """What only a GPU shows of SDIM's Triton kernels: sizes beyond 32 bits, streams, CUDA graphs."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from tests.kernels.fused import (
     OPERATORS,
     Case,
     Operator,
+    assert_accurate,
     assert_same_bits,
     attend,
     attend_at,
@@ -56,6 +58,15 @@ def test_another_stream_gives_the_same_bits(operator: Operator) -> None:
         found = operator(moved, 3, "triton")
     torch.cuda.current_stream().wait_stream(stream)
     assert_same_bits(found, expected)
+
+
+@pytest.mark.parametrize("last", [250, 900, 3000])  # walks, as it is not below 200
+@by_id
+def test_a_walk_over_the_latest_agrees_with_the_definition(
+    last: int, ids: torch.dtype | None
+) -> None:
+    h = in_form(draw([300, 0, 5000, 2049], CASE, queries=QUERIES), ids)
+    assert_accurate(h, 3, partial(attend_at, last=last))
 
 
 @operators

@@ -7,12 +7,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+import triton.language as tl
 from torch import Tensor
 
 from hashtab.kernels.sdim import reference
 from hashtab.kernels.sdim.packing import Packing
+from hashtab.kernels.sdim.triton import hashing
+from hashtab.kernels.sdim.triton import walk as kernels
 from tests.kernels.fence import Fence
-from tests.kernels.fused import DEVICE, Case, assert_same_bits, draw, shorten_pieces
+from tests.kernels.fused import DEVICE, Case, assert_same_bits, draw, error, shorten_pieces
 from tests.kernels.histories import Histories, HistoriesById, with_wrong_ids
 from tests.tolerances import TOLERANCE
 
@@ -27,9 +30,6 @@ CASES = [
 
 def walk(h: Histories, case: Case, grad: Tensor, last: int = NEVER) -> tuple[Tensor, Tensor]:
     """Return interests and the gradient of the behaviours."""
-    from hashtab.kernels.sdim.triton import hashing
-    from hashtab.kernels.sdim.triton import walk as kernels
-
     packing, ids = Packing(case.tau, case.groups), h.keywords.get("ids")
     packed = hashing.pack_codes(h.values, h.planes, case.tau, ids=ids)
     query_packed = hashing.pack_codes(h.queries, h.planes, case.tau)
@@ -62,6 +62,24 @@ def test_a_walk_agrees_with_the_definition(
     found = walk(h, case, grad, last)
     expected = definition(h, case, grad, last)
     torch.testing.assert_close(found, expected, **TOLERANCE[torch.float32])
+
+
+@pytest.mark.parametrize("last", [NEVER, 10])
+def test_16_bit_products_keep_the_digits_of_sums(
+    last: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of gradients that point one way and add up, where `last` takes nearly all of them out."""
+    in_float32 = kernels._code
+    monkeypatch.setattr(kernels, "_code", lambda *a: in_float32(*a) | {"OPERAND": tl.float16})
+    case = Case(torch.float16, 8, 3, 16)
+    h = draw([200], case, queries=200)
+    h.cuts.copy_(torch.arange(1, 201))
+    noise = torch.randn(h.queries.shape, generator=torch.Generator().manual_seed(1))
+    grad = (1 + 0.1 * noise).half().to(DEVICE)
+    for found, exact in zip(
+        walk(h, case, grad, last), definition(h, case, grad, last), strict=True
+    ):
+        assert error(found, exact.double()) <= 2 * error(exact.half(), exact.double())
 
 
 @pytest.mark.parametrize(("ids", "last"), [(torch.int64, NEVER), (torch.int32, 40)], ids=str)

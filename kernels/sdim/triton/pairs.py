@@ -329,12 +329,11 @@ def _shape(values: Tensor, code: dict[str, int]) -> LaunchShape:
 
 def _shape_of_behaviours(values: Tensor, code: dict[str, int]) -> LaunchShape:
     size, older = values.shape[1], dispatch.capability(values.device) < dispatch.HOPPER
-    short = older or values.dtype == torch.float32 or size > 128
-    one = values.dtype == torch.float32 or size > 128 or not (older or size > 64)
+    wide = values.dtype == torch.float32 or size > 128
     rule = {
-        "LENGTH": 32 if short else 64,
-        "STAGES": 1 if one else 2,
-        "num_warps": 8 if short or size > 64 else 4,
+        "LENGTH": 32 if older or wide or size <= 64 else 64,
+        "STAGES": 1 if wide else 2,
+        "num_warps": 8 if older or wide or size > 64 else 4,
     }
     sizes = _sizes(size, code)
     return launch_shape("pairs_backward", values.device, values.dtype, *sizes, rule=rule)
