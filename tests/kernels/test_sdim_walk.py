@@ -57,7 +57,7 @@ def test_a_walk_agrees_with_the_definition(
     case: Case, rows: int, last: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shorten_pieces(monkeypatch, rows)
-    h = draw([0, 5, 1, 70, 100, 0], case, queries=20)
+    h = draw([0, 5, 1, 70, 100, 0], case, queries=8)
     grad = torch.randn(h.queries.shape, generator=torch.Generator().manual_seed(1)).to(DEVICE)
     found = walk(h, case, grad, last)
     expected = definition(h, case, grad, last)
@@ -72,8 +72,8 @@ def test_16_bit_products_keep_the_digits_of_sums(
     in_float32 = kernels._code
     monkeypatch.setattr(kernels, "_code", lambda *a: in_float32(*a) | {"OPERAND": tl.float16})
     case = Case(torch.float16, 8, 3, 16)
-    h = draw([200], case, queries=200)
-    h.cuts.copy_(torch.arange(1, 201))
+    h = draw([100], case, queries=100)
+    h.cuts.copy_(torch.arange(1, 101))
     noise = torch.randn(h.queries.shape, generator=torch.Generator().manual_seed(1))
     grad = (1 + 0.1 * noise).half().to(DEVICE)
     for found, exact in zip(
@@ -88,7 +88,7 @@ def test_a_walk_by_id_is_that_over_the_behaviours(
     case: Case, ids: torch.dtype, last: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shorten_pieces(monkeypatch, 32)
-    h = HistoriesById.of_part(draw([0, 5, 1, 70, 0], case, queries=20), ids)
+    h = HistoriesById.of_part(draw([0, 5, 1, 70, 0], case, queries=8), ids)
     grad = torch.randn(h.queries.shape, generator=torch.Generator().manual_seed(1)).to(DEVICE)
     assert_same_bits([*walk(h, case, grad, last)], [*walk(h.gathered, case, grad, last)])
 
