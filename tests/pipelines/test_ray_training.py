@@ -74,6 +74,7 @@ def uninterrupted(settings: TrainSettings, storage: Path) -> Run:
     return train_sdim.train(here)
 
 
+@pytest.mark.timeout(900)  # workers start twice, which a busy machine takes minutes for
 def test_two_workers_lose_one_and_still_end_as_one_does(
     long: TrainSettings, dataset: Dataset, tmp_path: Path
 ) -> None:
