@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hashtab.kernels.core import dispatch
 from hashtab.kernels.core.tiles import UNSPECIALIZED, slots, span
 from hashtab.kernels.core.tuning import LaunchShape, launch_shape
 from hashtab.kernels.sdim.packing import Packing
@@ -405,10 +406,11 @@ def attend_backward(
 
 
 def _forward_shape(values: Tensor, columns: int, products: int) -> LaunchShape:
-    size = values.shape[1]
+    size, older = values.shape[1], dispatch.capability(values.device) < dispatch.HOPPER
+    exact = values.dtype == torch.float32
     rule = {"LENGTH": 64, "STAGES": 3, "num_warps": 8 if columns > 64 else 4}
-    if values.dtype == torch.float32 or size > 128:
-        rule = {"LENGTH": 64, "STAGES": 2, "num_warps": 8}
+    if exact or size > 128:
+        rule = {"LENGTH": 32 if exact and older else 64, "STAGES": 2, "num_warps": 8}
     sizes = (padded_size(size), columns, products)
     return launch_shape("attend", values.device, values.dtype, *sizes, rule=rule)
 

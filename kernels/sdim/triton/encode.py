@@ -352,9 +352,11 @@ def encode_backward(
 
 def _shape(values: Tensor, columns: int, products: int) -> LaunchShape:
     size, hopper = values.shape[1], dispatch.capability(values.device) >= dispatch.HOPPER
+    exact = values.dtype == torch.float32
     rule = {"LENGTH": 64 if size > 64 else 128, "STAGES": 3, "num_warps": 4}
-    if values.dtype == torch.float32 or size > 128 or not hopper:
-        rule = {"LENGTH": 64 if size <= 128 else 32, "STAGES": 2, "num_warps": 8}
+    if exact or size > 128 or not hopper:
+        short = size > 128 or (exact and not hopper)
+        rule = {"LENGTH": 32 if short else 64, "STAGES": 2, "num_warps": 8}
     sizes = (padded_size(size), columns, products)
     return launch_shape("encode", values.device, values.dtype, *sizes, rule=rule)
 
