@@ -102,6 +102,21 @@ class TensorBatch:
             self.check()
         return type(self)(**{f.name: _move(getattr(self, f.name), target) for f in fields(self)})
 
+    def with_spare_users(self) -> Self:
+        """Return the batch with two more users, each of one behaviour and one sample, all zeros."""
+
+        def longer(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {name: longer(column) for name, column in value.items()}
+            return torch.cat([value, value.new_zeros(2, *value.shape[1:])])
+
+        def one_each(offsets: Tensor) -> Tensor:
+            return torch.cat([offsets, offsets[-1:] + 1, offsets[-1:] + 2])
+
+        columns = {f.name: longer(getattr(self, f.name)) for f in fields(self)}
+        offsets = ("history_offsets", "sample_offsets")
+        return type(self)(**columns | {name: one_each(getattr(self, name)) for name in offsets})
+
     def check(self) -> None:
         """Refuse offsets and cuts that do not fit the rows.
 

@@ -4,13 +4,10 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from hashtab.models.ctr.batch import TensorBatch
 from hashtab.models.ctr.click_model import ClickModel
-
-# Batches of one user, one sample or no behaviours each make another graph; past the limit, torch's
-# is 8, a training would end.
-_GRAPHS = 32
 
 
 def mixed_precision(device: torch.device) -> torch.autocast:
@@ -26,7 +23,8 @@ def compiled(model: ClickModel, backend: str | Callable[..., Any] = "inductor") 
     """Return `model` as one graph for batches of all sizes, with the same parameters.
 
     A model whose history encoder cannot be one graph is returned as it is. Graphs of this process
-    are dropped: those of earlier models would count towards torch's limit.
+    are dropped: those of earlier models would count towards torch's limit, and past it a training
+    would end.
 
     Args:
         model: to compile, which happens at the first batch.
@@ -35,6 +33,23 @@ def compiled(model: ClickModel, backend: str | Callable[..., Any] = "inductor") 
     if not model.encoder.one_graph:
         return model
     torch.compiler.reset()
-    torch._dynamo.config.recompile_limit = max(_GRAPHS, torch._dynamo.config.recompile_limit)
-    graph = torch.compile(model, fullgraph=True, dynamic=True, backend=backend)
-    return cast(nn.Module, graph)
+    return _OneGraph(model, backend)
+
+
+class _OneGraph(nn.Module):
+    """A compiled model. Sizes of 0 and 1, for which torch would compile it anew, are avoided.
+
+    That would take seconds each time such a batch comes first, in the midst of a training.
+    """
+
+    def __init__(self, model: ClickModel, backend: str | Callable[..., Any]) -> None:
+        super().__init__()
+        graph = torch.compile(model, fullgraph=True, dynamic=True, backend=backend)
+        self.graph = cast(nn.Module, graph)
+
+    def forward(self, batch: TensorBatch) -> Tensor:
+        samples = len(batch.cuts)
+        columns = (*batch.behaviours.values(), batch.sample_offsets[1:], batch.cuts)
+        if min(map(len, columns)) > 1:
+            return cast(Tensor, self.graph(batch))
+        return cast(Tensor, self.graph(batch.with_spare_users())[:samples])
