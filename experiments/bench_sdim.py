@@ -19,7 +19,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Self, get_args
 
 import torch
 import torch._functorch.config as functorch_config
@@ -31,6 +31,7 @@ from experiments.sdim_benchmark.click_training import StepShape, TrainingFigures
 from experiments.sdim_benchmark.clock import Ceilings, Clock
 from experiments.sdim_benchmark.measure import Bench, RowFigures, reason
 from experiments.sdim_benchmark.rows import DTYPES, Row, all_rows
+from hashtab.kernels.sdim.api import Impl
 
 ROWS = (
     "attend",
@@ -62,11 +63,11 @@ class Settings:
         parser = argparse.ArgumentParser(
             description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
         )
-        gpu = torch.cuda.is_available()
         parser.add_argument("--rows", default=",".join(ROWS), help="operators, with commas")
-        parser.add_argument("--impl", help="of ours; triton on a GPU, else auto")
+        impls = get_args(Impl)
+        parser.add_argument("--impl", choices=impls, help="of ours; triton on a GPU, else auto")
         parser.add_argument("--dtype", choices=DTYPES, default="bf16")
-        parser.add_argument("--device", default="cuda" if gpu else "cpu")
+        parser.add_argument("--device", default="cuda", help="cpu takes minutes for a row")
         parser.add_argument("--tiny", action="store_true", help="small shapes, to try the program")
         parser.add_argument("--eager", action="store_true", help="no compiled rivals")
         parser.add_argument("--quick", action="store_true", help="few repetitions")
@@ -78,6 +79,8 @@ class Settings:
             parser.error(f"--rows must be of {ROWS}, got {sorted(unknown)}")
         device = torch.device(given.device)
         on_gpu = device.type == "cuda"
+        if on_gpu and not torch.cuda.is_available():
+            parser.error("this Python's torch sees no GPU; to try the program, --device cpu --tiny")
         return cls(
             rows=rows,
             impl=given.impl or ("triton" if on_gpu else "auto"),

@@ -199,7 +199,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="the JSON file to write")
     parser.add_argument("--gpu", help="how names of such GPUs begin; the whole name of this one")
     parser.add_argument("--processes", type=int, default=12, help="that compile beforehand")
-    return parser.parse_args()
+    given = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("this Python's torch sees no GPU to measure")
+    return given
 
 
 def main() -> None:

@@ -46,6 +46,8 @@ def check_same_device(**tensors: Tensor) -> None:
 
 def check_tau(tau: int) -> None:
     """Refuse a number of bits that codes cannot have."""
+    if not isinstance(tau, int):
+        raise TypeError(f"tau must be an int, got {tau=}")
     if not 1 <= tau <= MAX_TAU:
         raise ValueError(f"tau must lie within 1 .. {MAX_TAU}, got {tau=}")
 
@@ -80,13 +82,24 @@ def check_queries(
     check_rows("queries", queries, "[Q, D]", size)
     check_index("query_offsets", query_offsets)
     check_index("cuts", cuts)
+    if query_offsets.shape[0] == 0:
+        raise ValueError("query_offsets must be [B + 1] and begin with 0, got none")
     check_users("query_offsets", query_offsets.shape[0] - 1, offsets)
     if cuts.shape[0] != queries.shape[0]:
         raise ValueError(
             f"cuts must have one entry for each of the {queries.shape[0]} queries, "
             f"got {cuts.shape[0]}"
         )
-    if last is not None and last < 1:
+    check_last(last)
+
+
+def check_last(last: int | None) -> None:
+    """Refuse a number of latest behaviours that is none."""
+    if last is None:
+        return
+    if not isinstance(last, int):
+        raise TypeError(f"last must be an int or None, got {last=}")
+    if last < 1:
         raise ValueError(f"last must be at least 1, got {last=}")
 
 

@@ -3,13 +3,15 @@
 All functions take `impl`: `"blocked"` (matrix products of blocks of queries, flat memory),
 `"reference"` (the definition over all pairs), for target attention `"triton"` (fused GPU kernels),
 or `"auto"`, which is `"triton"` where that can run on a GPU, else `"blocked"`. They give the same
-result up to rounding. Queries, keys and values may be float16, bfloat16, float32 or float64; scores
-and sums are float32 (float64 for float64 values), also under autocast.
+result up to rounding. Queries, keys and values may be float16, bfloat16, float32 or float64, each
+its own but for `"triton"`, which takes one of the first three for all; scores and sums are float32
+(float64 for float64 values), also under autocast.
 
 `"triton"` never waits for the GPU, so it can be captured in a CUDA graph; what only the content of
 offsets and cuts could tell is then not checked, and with wrong ones the result means nothing.
 """
 
+import math
 from typing import Any, Literal, get_args
 
 import torch
@@ -48,7 +50,7 @@ def target_attention(
         values: `[N, Dv]`, the behaviours of all users, user after user.
         offsets: `[B + 1]` int64, first 0, last N.
         keys: `[N, D]`; the values when None.
-        scale: factor of the scores; 1 / sqrt(D) when None.
+        scale: factor of the scores, above 0; 1 / sqrt(D) when None.
         impl: which implementation; see the module.
 
     Returns:
@@ -56,7 +58,7 @@ def target_attention(
 
     Raises:
         TypeError: a dtype is wrong.
-        ValueError: shapes or offsets are wrong.
+        ValueError: shapes, offsets or scale are wrong.
         RuntimeError: `"triton"` was asked for and cannot run, with the reason.
     """
     check_impl(impl, get_args(TargetImpl))
@@ -66,7 +68,8 @@ def target_attention(
     candidates, rows = queries.shape[1], queries.flatten(0, 1)
     key_rows = values if keys is None else keys
     _check_rows(rows, key_rows, values, offsets)
-    if _use_triton(impl, rows, key_rows, values, scale):
+    _check_scale(scale)
+    if _use_triton(impl, rows, key_rows, values):
         checks.check_same_device(queries=queries, keys=key_rows, values=values, offsets=offsets)
         interest = _fused(rows, None, None, values, offsets, keys=keys, scale=scale, last=None)
     else:
@@ -99,7 +102,7 @@ def target_attention_at(
         values: `[N, Dv]`, behaviours in time order within a user.
         offsets: `[B + 1]` int64, first 0, last N.
         keys: `[N, D]`; the values when None.
-        scale: factor of the scores; 1 / sqrt(D) when None.
+        scale: factor of the scores, above 0; 1 / sqrt(D) when None.
         last: of the behaviours before the cut the latest `last` only; None for all.
         impl: which implementation; see the module.
 
@@ -108,12 +111,13 @@ def target_attention_at(
 
     Raises:
         TypeError: a dtype is wrong.
-        ValueError: shapes, offsets, cuts or last are wrong.
+        ValueError: shapes, offsets, cuts, scale or last are wrong.
         RuntimeError: `"triton"` was asked for and cannot run, with the reason.
     """
     check_impl(impl, get_args(TargetImpl))
     key_rows = values if keys is None else keys
     _check_rows(queries, key_rows, values, offsets)
+    _check_scale(scale)
     checks.check_queries(queries, query_offsets, cuts, offsets, queries.shape[1], last)
     checks.check_same_device(
         queries=queries,
@@ -123,7 +127,7 @@ def target_attention_at(
         values=values,
         offsets=offsets,
     )
-    if _use_triton(impl, queries, key_rows, values, scale):
+    if _use_triton(impl, queries, key_rows, values):
         places = (query_offsets, cuts, values, offsets)
         return _fused(queries, *places, keys=keys, scale=scale, last=last)
     # Views, for torch.compile refuses one tensor in two places of an autograd.Function.
@@ -231,9 +235,12 @@ def _scale(queries: Tensor, scale: float | None) -> float:
     return queries.shape[1] ** -0.5 if scale is None else scale
 
 
-def _use_triton(
-    impl: TargetImpl, queries: Tensor, keys: Tensor, values: Tensor, scale: float | None
-) -> bool:
+def _check_scale(scale: float | None) -> None:
+    if scale is not None and not 0 < scale < math.inf:
+        raise ValueError(f"scale must be above 0 and finite, got {scale=}")
+
+
+def _use_triton(impl: TargetImpl, queries: Tensor, keys: Tensor, values: Tensor) -> bool:
     """Decide whether Triton's kernels run, which are not for all arguments."""
     dtypes = {rows.dtype for rows in (queries, keys, values)}
     widths = queries.shape[1], values.shape[1]
@@ -242,8 +249,6 @@ def _use_triton(
         unfit = f"rows must be all float16, all bfloat16 or all float32, got {dtypes}"
     elif not all(1 <= width <= _WIDEST for width in widths):
         unfit = f"D and Dv must lie within 1 .. {_WIDEST}, got {widths}"
-    elif scale is not None and scale <= 0:
-        unfit = f"scale must be above 0, got {scale=}"
     return use_triton(impl, values.device, unfit)
 
 
@@ -267,6 +272,8 @@ def _fused(
 
 def _check_rows(queries: Tensor, keys: Tensor, values: Tensor, offsets: Tensor) -> None:
     checks.check_rows("queries", queries, "[Q, D]")
+    if queries.shape[1] == 0:
+        raise ValueError(f"queries must be [Q, D] with D of at least 1, got {tuple(queries.shape)}")
     checks.check_rows("values", values, "[N, Dv]")
     checks.check_rows("keys", keys, "[N, D]", queries.shape[1])
     checks.check_index("offsets", offsets)

@@ -41,7 +41,7 @@ def explain(
     Raises:
         RuntimeError: an implementation was asked for that cannot run, with the reason.
         TypeError: a dtype is not floating point.
-        ValueError: an unknown name, or shapes or tau are wrong.
+        ValueError: an unknown name, or shapes, tau, candidates or last are wrong.
 
     >>> import torch
     >>> explain("encode", torch.ones(3, 2), torch.eye(2), tau=2, impl="reference")
@@ -53,6 +53,9 @@ def explain(
     checks.check_planes(planes, tau)
     checks.check_rows("rows", rows, "[N, D]", planes.shape[0])
     checks.check_same_device(rows=rows, planes=planes)
+    checks.check_last(last)
+    if candidates < 1:
+        raise ValueError(f"candidates must be at least 1, got {candidates=}")
     unfit = fused.why_unfit(planes, tau, rows)
     if dispatch.use_triton(impl, planes.device, unfit):
         return f"triton: {_algorithm(operator, rows, planes, tau, candidates, last)}"

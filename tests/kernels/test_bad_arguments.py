@@ -38,6 +38,7 @@ both = pytest.mark.parametrize("operator", ["sdim", "dense"])
         ({"offsets": torch.tensor([0, 4, 9])}, "number of behaviours, 10;.*last 9"),
         ({"offsets": torch.tensor([0, 11, 10])}, "ascend.*smallest step -1"),
         ({"offsets": H.offsets[:0], "query_offsets": H.offsets[:0]}, "begin with 0, got none"),
+        ({"query_offsets": H.offsets[:0]}, r"query_offsets must be \[B \+ 1\].*got none"),
         ({"offsets": torch.tensor([0, 10])}, r"\[B \+ 1\] for the B = 2 users"),
         ({"query_offsets": torch.tensor([0, 2, 3])}, "query_offsets.*number of queries, 4"),
         ({"cuts": torch.tensor([1, 5, 0, 6])}, r"cuts\[1\] = 5 for user 0 with 4 behaviours"),
@@ -62,6 +63,7 @@ def test_wrong_values(operator: str, changed: dict[str, Any], message: str) -> N
         ({"query_offsets": H.query_offsets.int()}, "query_offsets must be int64"),
         ({"cuts": torch.tensor([1.0, 3, 0, 6])}, "cuts must be int64, got torch.float32"),
         ({"values": H.values.long()}, "values must be floating point, got torch.int64"),
+        ({"last": 2.5}, "last must be an int or None, got last=2.5"),
     ],
 )
 def test_wrong_types(operator: str, changed: dict[str, Any], message: str) -> None:
@@ -80,6 +82,24 @@ def test_wrong_types(operator: str, changed: dict[str, Any], message: str) -> No
 def test_tau(tau: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call("sdim", tau=tau)
+
+
+def test_tau_is_an_int() -> None:
+    with pytest.raises(TypeError, match=r"tau must be an int, got tau=3\.0"):
+        call("sdim", tau=3.0)
+
+
+@pytest.mark.parametrize("scale", [0, -1.0, float("nan"), float("inf")])
+def test_scale(scale: float) -> None:
+    with pytest.raises(ValueError, match=f"scale must be above 0 and finite, got {scale=}"):
+        call("dense", scale=scale)
+    with pytest.raises(ValueError, match="scale must be above 0"):
+        dense.target_attention(H.queries.view(2, 2, 8), H.values, H.offsets, scale=scale)
+
+
+def test_vectors_of_no_size() -> None:
+    with pytest.raises(ValueError, match=r"queries must be .* D of at least 1, got \(4, 0\)"):
+        call("dense", queries=torch.zeros(4, 0), values=torch.zeros(10, 0))
 
 
 def test_tables_of_another_shape_or_type() -> None:
