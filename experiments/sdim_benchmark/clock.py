@@ -11,7 +11,7 @@ from torch import Tensor
 
 _CACHE_BYTES = 2**28  # beyond the second-level cache of every GPU of today
 _CYCLES_A_SECOND = 2e9  # of a GPU's clock, at most
-_LONGEST_WAIT_S = 5e-3
+LONGEST_WAIT_S = 5e-3
 _LONG_CALL_S = 0.3  # once is enough
 
 
@@ -28,7 +28,8 @@ class Clock:
     """Measure calls on a device, the cache flushed before each.
 
     On a GPU a call is queued behind a wait that outlasts its launch, so that the time between its
-    two events is the device's own; the host's time is told beside it.
+    two events is the device's own; the host's time is told beside it. Of a call that takes longer
+    than LONGEST_WAIT_S to launch, the time holds some of the host's.
     """
 
     device: torch.device
@@ -90,7 +91,7 @@ class Clock:
         return int(min(100, max(least, self.seconds / max(a_call, 1e-6))))
 
     def _events(self, run: Callable[[], object], repeats: int, launched: float) -> float:
-        cycles = int(min(2 * launched, _LONGEST_WAIT_S) * _CYCLES_A_SECOND)
+        cycles = int(min(2 * launched, LONGEST_WAIT_S) * _CYCLES_A_SECOND)
         pairs = []
         for _ in range(repeats):
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

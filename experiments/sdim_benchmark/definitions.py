@@ -33,10 +33,12 @@ def read(b: Batch) -> Tensor:
     return torch.stack([_unit(rows) for rows in found]).mean(0)
 
 
-def attend_at(b: Batch) -> Tensor:
-    """Return interests `[B, Q, D]` in the behaviours before each cut."""
+def attend_at(b: Batch, last: int | None = None) -> Tensor:
+    """Return interests `[B, Q, D]` in the behaviours before each cut, or the latest of them."""
     keys, wanted = (codes(x, b.planes, b.shape.tau) for x in (b.values, b.queries))
     seen = _seen(b)
+    if last is not None:
+        seen &= _position(b) >= b.cuts[..., None] - last
     interest = torch.zeros_like(b.queries)
     for key, want in zip(keys.unbind(-1), wanted.unbind(-1), strict=True):
         shared = seen & (key[:, None] == want[..., None])
@@ -59,8 +61,11 @@ def relative_error(result: Tensor, definition: Tensor) -> float:
 
 
 def _seen(b: Batch) -> Tensor:
-    position = torch.arange(b.shape.length, device=b.cuts.device)
-    return position.lt(b.cuts[..., None])
+    return _position(b).lt(b.cuts[..., None])
+
+
+def _position(b: Batch) -> Tensor:
+    return torch.arange(b.shape.length, device=b.cuts.device)
 
 
 def _unit(rows: Tensor) -> Tensor:

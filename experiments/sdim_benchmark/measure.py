@@ -75,6 +75,7 @@ class RowFigures:
         shape: of the row.
         ours: of the implementation asked for.
         rivals: of all others; of one name each.
+        variants: of other ways to call ours.
         floors: of each pass of `PASSES`, at the ceilings of this run.
         automatic: of `impl="auto"`, where another one was asked for.
     """
@@ -85,6 +86,7 @@ class RowFigures:
     rivals: tuple[Figures, ...]
     floors: dict[str, Floor]
     automatic: Figures | None = None
+    variants: tuple[Figures, ...] = ()
 
     def best(self, which: str, same: bool) -> Figures | None:
         """Return the fastest rival of a pass that computes what ours does, or something else."""
@@ -130,7 +132,8 @@ class Bench:
         if row.plain not in (None, self.impl):
             plain = (replace(row.ours(row.plain), name=f"our {row.plain}"),)
         found = tuple(self._rivals((*plain, *row.rivals), batch))
-        return {"ours": ours, "rivals": found, "automatic": automatic}
+        variants = tuple(self._rivals(row.variants, batch))
+        return {"ours": ours, "rivals": found, "automatic": automatic, "variants": variants}
 
     def _rivals(self, sides: Iterable[Side], batch: Batch) -> Iterable[Figures]:
         for side in sides:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from experiments.sdim_benchmark.click_training import TrainingFigures
-from experiments.sdim_benchmark.clock import Ceilings
+from experiments.sdim_benchmark.clock import LONGEST_WAIT_S, Ceilings
 from experiments.sdim_benchmark.measure import PASSES, Figures, RowFigures
 
 _SHORT = {"forward": "fwd", "backward": "bwd", "both": "both"}
@@ -76,8 +76,17 @@ def _against(rival: Figures | None, ours: float | None, which: str) -> str:
 
 
 def notes(rows: Sequence[RowFigures]) -> list[str]:
-    """Return what the table does not show: wide codes, what "auto" costs, what failed."""
-    return [*_wide_codes(rows), *_automatic(rows), *_failures(rows)]
+    """Return what the table does not show: variants, wide codes, what "auto" costs, what to doubt."""
+    about = (_variants, _wide_codes, _automatic, _slow_launches, _failures)
+    return [line for lines in about for line in lines(rows)]
+
+
+def _variants(rows: Sequence[RowFigures]) -> Iterable[str]:
+    for row in rows:
+        for figures in row.variants:
+            if figures.failure is None:
+                taken = f"{figures.forward_ms:.3f} / {figures.backward_ms:.3f} ms"
+                yield f"{_name(row)}, ours, {figures.name}: {taken}"
 
 
 def _wide_codes(rows: Sequence[RowFigures]) -> Iterable[str]:
@@ -104,9 +113,17 @@ def _automatic(rows: Sequence[RowFigures]) -> Iterable[str]:
                 )
 
 
+def _slow_launches(rows: Sequence[RowFigures]) -> Iterable[str]:
+    for row in rows:
+        for f in (row.ours, *row.rivals, *row.variants):
+            # On a CPU both are one time.
+            if f.host_ms and f.host_ms != f.forward_ms and f.host_ms > LONGEST_WAIT_S * 1e3:
+                yield f"{_name(row)}: {f.name}: some of its time is the host's, {f.host_ms:.1f} ms"
+
+
 def _failures(rows: Sequence[RowFigures]) -> Iterable[str]:
     for row in rows:
-        for figures in row.rivals:
+        for figures in (*row.rivals, *row.variants):
             if figures.failure:
                 yield f"{_name(row)}: {figures.name}: {figures.failure}"
 

@@ -35,7 +35,10 @@ class Work:
 
 @dataclass(frozen=True)
 class Row:
-    """One operator at one shape: our side by the name of an implementation, and its rivals."""
+    """One operator at one shape: our side by the name of an implementation, and its rivals.
+
+    Variants are other ways to call ours, which are told beside the table.
+    """
 
     operator: str
     shape: Shape
@@ -43,6 +46,7 @@ class Row:
     rivals: tuple[Side, ...]
     work: Callable[[Shape, int], Work]
     plain: str | None = "reference"  # our implementation without kernels, to be timed as a rival
+    variants: tuple[Side, ...] = ()
 
     @property
     def name(self) -> str:
@@ -95,13 +99,42 @@ def _planes(b: Batch) -> torch.Tensor:
     return b.planes.to(b.values.dtype)
 
 
-def _attend_float32_planes() -> Side:
+def _float32_planes(side: Side) -> Side:
     """Return our side with float32 planes, which hash by three products."""
 
     def arguments(b: Batch) -> tuple[Any, ...]:
-        return (b.values.flatten(0, 1), b.offsets, b.queries, b.planes, b.shape.tau)
+        *rows, _, tau = side.arguments(b)
+        return (*rows, b.planes, tau)
 
-    return replace(_attend("auto"), name="ours, float32 planes", arguments=arguments, same=False)
+    return replace(side, name="float32 planes", arguments=arguments)
+
+
+def _encode_by_id() -> Side:
+    """Return `encode` of rows in another order, each user's own, by their ids."""
+
+    def arguments(b: Batch) -> tuple[Any, ...]:
+        order = torch.rand(b.shape.users, b.shape.length, device=b.values.device).argsort(1)
+        return (*_encode("auto").arguments(b), (order + b.offsets[:-1, None]).flatten())
+
+    def by_id(*a: Any) -> torch.Tensor:
+        return sdim.encode(*a[:-1], ids=a[-1])
+
+    return replace(_encode("auto"), name="by id", function=by_id, arguments=arguments)
+
+
+def _latest_half() -> Side:
+    """Return `attend_at` of the latest half of a history."""
+    side = _attend_at("auto")
+
+    def function(values: torch.Tensor, offsets: torch.Tensor, *asked: Any) -> torch.Tensor:
+        last = values.shape[0] // (offsets.shape[0] - 1) // 2
+        found = sdim.attend_at(values, offsets, *asked, last=last)
+        return found.view(offsets.shape[0] - 1, -1, values.shape[1])
+
+    def define(b: Batch) -> torch.Tensor:
+        return definitions.attend_at(b, b.shape.length // 2)
+
+    return replace(side, name="the latest half", function=function, define=define)
 
 
 def _attend_at(impl: Any) -> Side:
@@ -222,24 +255,27 @@ def all_rows(compiling: bool) -> list[Row]:
 def _attend_rows(compiled: _Compiler) -> Iterable[Row]:
     exact = replace(rivals.SDPA, same=False)
     sampled = (rivals.SCATTER, rivals.EINSUM, *compiled(rivals.EINSUM, rivals.ONE_PRODUCT))
-    others = (_attend_float32_planes(), exact, rivals.DIN, *compiled(rivals.DIN))
-    yield Row("attend", ONE, _attend, (*sampled, *others), _attend_work)
+    others = (exact, rivals.DIN, *compiled(rivals.DIN))
+    variants = (_float32_planes(_attend("auto")),)
+    yield Row("attend", ONE, _attend, (*sampled, *others), _attend_work, variants=variants)
     for shape in BROAD:
         sides = (rivals.EINSUM, *compiled(rivals.EINSUM), exact)
-        yield Row("attend", shape, _attend, sides, _attend_work)
+        yield Row("attend", shape, _attend, sides, _attend_work, variants=variants)
 
 
 def _attend_at_rows(one_group: tuple[Side, ...], exact: tuple[Side, ...]) -> Iterable[Row]:
     others = tuple(replace(side, same=False) for side in exact)
     masks = (rivals.GROUPS, *one_group)
-    yield Row("attend_at", MANY, _attend_at, (*masks, *others), _attend_at_work)
+    sides, variants = (*masks, *others), (_latest_half(),)
+    yield Row("attend_at", MANY, _attend_at, sides, _attend_at_work, variants=variants)
     for shape in (LONG, replace(MANY, requests=256)):
         yield Row("attend_at", shape, _attend_at, others, _attend_at_work)
 
 
 def _table_rows(compiled: _Compiler) -> Iterable[Row]:
     made = (rivals.SCATTER_TABLE, rivals.ONE_HOT)
-    yield Row("encode", BROAD[0], _encode, (*made, *compiled(*made)), _encode_work)
+    sides, variants = (*made, *compiled(*made)), (_float32_planes(_encode("auto")), _encode_by_id())
+    yield Row("encode", BROAD[0], _encode, sides, _encode_work, variants=variants)
     # Tables are drawn and not made, so that no history is needed.
     shape = Shape(users=1024, length=1, size=64, candidates=500)
     found = (rivals.GATHER, rivals.GATHER_UNITS)

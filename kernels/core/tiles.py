@@ -1,8 +1,8 @@
 """Which rows a Triton program handles, found on the device: nothing about users is known outside.
 
-Rows `[N, ...]` are cut into tiles of TILE rows, aligned to the flat row index, and again at every
-user. A piece of user u in tile i is numbered `u + i`: no number names two pieces, and
-`slots(users, rows, TILE)` programs cover them all.
+Each user's rows are cut into pieces of TILE rows, from its first one on: a piece is the same
+whoever else is in the batch. Piece i of user u, whose first row is f, has the number
+`u + f // TILE + i`: none names two pieces, and `slots(users, rows, TILE)` programs cover them all.
 """
 
 import triton
@@ -19,33 +19,19 @@ def slots(users: int, rows: int, tile: int) -> int:
 
 
 @triton.jit
-def slot(offsets_ptr, users, slot, TILE: tl.constexpr):
+def user_slot(offsets_ptr, users, slot, TILE: tl.constexpr):
     """Find the piece of number `slot`: its user, its first row and the row behind its last.
 
     Args:
         offsets_ptr: `[users + 1]` int64.
         users: at least 1.
         slot: number of the piece.
-        TILE: rows of a tile.
+        TILE: rows of a piece.
 
     Returns:
         User, begin and end, int64. There are no rows where end <= begin. The user lies within
         0 .. users - 1 whatever the offsets hold; begin and end are for the caller to clamp if
         these may be wrong.
-    """
-    user = _owner(offsets_ptr, users, slot, TILE)
-    first = (slot - user) * TILE
-    begin = tl.maximum(tl.load(offsets_ptr + user), first)
-    end = tl.minimum(tl.load(offsets_ptr + user + 1), first + TILE)
-    return user, begin, end
-
-
-@triton.jit
-def user_slot(offsets_ptr, users, slot, TILE: tl.constexpr):
-    """Find a piece as `slot` does, where tiles are aligned to each user's first row.
-
-    Numbers are those of `slots` too: a user's pieces are then at most one fewer, and a piece is the
-    same whoever else is in the batch.
     """
     user = _owner(offsets_ptr, users, slot, TILE)
     first = tl.load(offsets_ptr + user)

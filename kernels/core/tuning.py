@@ -73,7 +73,7 @@ def asked() -> Iterator[dict[str, LaunchShape]]:
     try:
         yield record
     finally:
-        _asked.remove(record)
+        _asked.pop()  # records may be equal
 
 
 @contextmanager

@@ -54,6 +54,7 @@ class Shape:
         itemsize: bytes of a number.
         shared: whether keys are the values.
         uniform: whether all users have as many queries.
+        older: whether the GPU is from before Hopper: its blocks have 99 KB of memory.
     """
 
     users: int
@@ -63,6 +64,7 @@ class Shape:
     itemsize: int
     shared: bool
     uniform: bool
+    older: bool
 
     @property
     def group(self) -> int:
@@ -95,6 +97,8 @@ def forward(shape: Shape) -> Tiles:
         rows, warps, stages = (64, 8, 3) if shape.shared else (128, 8, 2)
     elif queries > 16 and shape.row > 512:
         rows = 32
+    if shape.older and shape.width > 128:
+        stages = 2
     return Tiles(queries, rows, warps, stages, _splits(shape, queries))
 
 
@@ -117,6 +121,8 @@ def _of_queries(shape: Shape) -> Tiles:
     rows = 128 if queries == 16 and shape.row <= 128 else 64
     warps = 8 if shape.width == 128 and queries > 16 else 4
     stages = 3 if shape.width <= 64 and queries == 64 else 2
+    if shape.older and shape.width > 128:
+        stages = 1
     return Tiles(queries, rows, warps, stages, _splits(shape, queries))
 
 

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hashtab.kernels.core import dispatch
 from hashtab.kernels.core.tiles import slots, span, user_slot
 from hashtab.kernels.dense import tiling
 from hashtab.kernels.dense.tiling import Backward, Shape, Tiles
@@ -170,6 +171,7 @@ class _Batch:
             values.element_size(),
             keys is None,
             uniform,
+            dispatch.capability(values.device) < dispatch.HOPPER,
         )
         self._values = values.contiguous()
         self._arguments: dict[str, Any] = {

@@ -10,7 +10,6 @@ from hashtab.kernels.core.precision import sums_dtype
 
 SOURCE = Path(__file__).with_name("native.c")
 _NO_LIMIT = 2**62
-_SUFFIX = {torch.float32: "float", torch.float64: "double"}
 
 
 def codes(x: Tensor, planes: Tensor, tau: int) -> Tensor:
@@ -28,7 +27,7 @@ def encode(values: Tensor, offsets: Tensor, codes: Tensor, tau: int) -> Tensor:
     users, groups, size = offsets.shape[0] - 1, codes.shape[1], values.shape[1]
     out = torch.empty(users, groups, 2**tau, size, dtype=real)
     tensors = [values.to(real), offsets, codes, out]
-    _call(f"sdim_encode_{_SUFFIX[real]}", tensors, users, groups, 2**tau, size)
+    _call(f"sdim_encode_{native.SUFFIX[real]}", tensors, users, groups, 2**tau, size)
     return out
 
 
@@ -37,7 +36,7 @@ def encode_backward(grad_table: Tensor, offsets: Tensor, codes: Tensor) -> Tenso
     users, groups, buckets, size = grad_table.shape
     out = grad_table.new_empty(codes.shape[0], size)
     tensors = [grad_table, offsets, codes, out]
-    suffix = _SUFFIX[grad_table.dtype]
+    suffix = native.SUFFIX[grad_table.dtype]
     _call(f"sdim_encode_backward_{suffix}", tensors, users, groups, buckets, size)
     return out
 
@@ -47,7 +46,7 @@ def read(table: Tensor, codes: Tensor) -> Tensor:
     users, groups, buckets, size = table.shape
     out = table.new_empty(users, codes.shape[1], size)
     shape = (users, codes.shape[1], groups, buckets, size)
-    _call(f"sdim_read_{_SUFFIX[table.dtype]}", [table, codes, out], *shape)
+    _call(f"sdim_read_{native.SUFFIX[table.dtype]}", [table, codes, out], *shape)
     return out
 
 
@@ -57,7 +56,7 @@ def read_backward(grad: Tensor, table: Tensor, codes: Tensor, tau: int) -> Tenso
     out = table.new_empty(users, groups, 2**tau, size)
     tensors = [grad, table, codes, out]
     shape = (users, codes.shape[1], groups, buckets, size)
-    _call(f"sdim_read_backward_{_SUFFIX[table.dtype]}", tensors, *shape)
+    _call(f"sdim_read_backward_{native.SUFFIX[table.dtype]}", tensors, *shape)
     return out
 
 
@@ -76,7 +75,7 @@ def attend_at(
     out = torch.empty(cuts.shape[0], values.shape[1], dtype=real)
     tensors = [values.to(real), offsets, codes, query_codes, query_offsets, cuts, out]
     shape = (offsets.shape[0] - 1, codes.shape[1], 2**tau, values.shape[1])
-    _call(f"sdim_attend_at_{_SUFFIX[real]}", tensors, *shape, _limit(last))
+    _call(f"sdim_attend_at_{native.SUFFIX[real]}", tensors, *shape, _limit(last))
     return out
 
 
@@ -97,7 +96,7 @@ def attend_at_backward(
     tensors = [grad.to(real), values.to(real), offsets, codes]
     tensors += [query_codes, query_offsets, cuts, out]
     shape = (offsets.shape[0] - 1, codes.shape[1], 2**tau, values.shape[1])
-    _call(f"sdim_attend_at_backward_{_SUFFIX[real]}", tensors, *shape, _limit(last))
+    _call(f"sdim_attend_at_backward_{native.SUFFIX[real]}", tensors, *shape, _limit(last))
     return out
 
 

@@ -31,6 +31,11 @@ class Packing(NamedTuple):
         return _power_of_two(self.groups)
 
     @property
+    def padded_rows(self) -> int:
+        """Rows of a user's table of padded groups."""
+        return self.padded_groups << self.tau
+
+    @property
     def columns(self) -> int:
         """Products of a row with the planes, those with none included."""
         return self.padded_groups * self.bits
@@ -47,7 +52,7 @@ class Packing(NamedTuple):
         at least; a program holds `walk_rows` of a table in registers, which on older GPUs spill,
         and with more than four walks masks are as fast.
         """
-        table, at_once = self.padded_groups << self.tau, walk_rows(rows.shape[1])
+        table, at_once = self.padded_rows, walk_rows(rows.shape[1])
         few = _FEW * -(-table // at_once)
         if rows.dtype != torch.bfloat16:
             return f"they are for bfloat16, not {rows.dtype}"

@@ -71,9 +71,9 @@ def explain(
 def _algorithm(
     operator: Operator, rows: Tensor, planes: Tensor, tau: int, candidates: int, last: int | None
 ) -> str:
-    from hashtab.kernels.sdim.triton import attend, encode
+    from hashtab.kernels.sdim.triton import attend, encode, read
 
-    size, packing = planes.shape[0], Packing(tau, planes.shape[1] // tau)
+    packing = Packing(tau, planes.shape[1] // tau)
     if operator == "attend_at":
         reason = packing.why_no_walk(rows, last)
         if reason is None:
@@ -82,18 +82,20 @@ def _algorithm(
     if operator == "attend" and fused.through_a_table(candidates, tau):
         return f"a table, for {candidates} candidates are more than its {2**tau} buckets a group"
     if operator == "attend":
-        blocks = attend.blocks_of(candidates, packing, size)
-        return f"{_reads(packing, size, blocks)}, without a table"
+        blocks = attend.blocks_of(candidates, packing, rows)
+        return f"{_reads(packing, rows, blocks)}, without a table"
     if operator == "encode":
-        return f"{_reads(packing, size, encode.blocks_of(packing, size))} into tables"
+        return f"{_reads(packing, rows, encode.blocks_of(packing, rows))} into tables"
+    if operator == "read" and read.holds_tables(packing, rows):
+        return "products with whole tables, normalised once"
     if operator == "read":
         return "the rows of tables that candidates fall into"
     return "a hash of all rows"
 
 
-def _reads(packing: Packing, size: int, blocks: int) -> str:
+def _reads(packing: Packing, rows: Tensor, blocks: int) -> str:
     from hashtab.kernels.sdim.triton.hashing import hashes_within
 
-    if blocks <= 1 and hashes_within(packing, size):
+    if blocks <= 1 and hashes_within(packing, rows):
         return "one read of the behaviours"
     return f"a hash of the behaviours and then {blocks} {'reads' if blocks > 1 else 'read'}"

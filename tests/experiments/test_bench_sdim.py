@@ -41,7 +41,9 @@ def test_every_row_is_right_and_timed(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
     rows, trained = run(Settings.parse(["--device=cpu", "--tiny", f"--json={file}"]))
     assert {row.operator for row in rows} == set(ROWS) - {"training"}
-    assert not [f for row in rows for f in (row.ours, *row.rivals) if f.failure]
+    found = [f for row in rows for f in (row.ours, *row.rivals, *row.variants)]
+    assert not [f for f in found if f.failure]
+    assert {"float32 planes", "by id", "the latest half"} <= {f.name for f in found}
     assert all(row.ours.ms(which) for row in rows for which in PASSES)
     assert trained is not None
     assert not trained.failures
@@ -51,10 +53,15 @@ def test_every_row_is_right_and_timed(tmp_path: Path) -> None:
     assert set(written["training"]["milliseconds"]) == {"whole users", "padded samples"}
 
 
-def test_unknown_rows_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("wrong", ["--rows=attend,atend", "--impl=fastest", "--device=cuda"])
+def test_what_cannot_run_is_refused(
+    wrong: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit):
-        Settings.parse(["--rows=attend,atend"])
-    assert "atend" in capsys.readouterr().err
+        Settings.parse(["--device=cpu", wrong])
+    asked = wrong.partition("=")[2].rpartition(",")[2]
+    assert {"cuda": "no GPU"}.get(asked, asked) in capsys.readouterr().err
 
 
 def attend_row(ours: Side) -> Row:

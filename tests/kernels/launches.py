@@ -136,11 +136,11 @@ def _dense(shape: Shape) -> None:
     dense.attend_at_backward(interest, interest, log_sums, *rest)
 
 
-def _dense_at(shape: Shape) -> None:
+def _dense_at(shape: Shape, keys: bool = False) -> None:
     from hashtab.kernels.dense import triton as dense
 
-    queries, query_offsets, cuts = shape.requests(320)
-    rest = (queries, query_offsets, cuts, None, shape.values, shape.offsets, 0.1, None)
+    asked, own = shape.requests(320), shape.values if keys else None
+    rest = (*asked, own, shape.values, shape.offsets, 0.1, None)
     interest, log_sums = dense.attend_at(*rest)
     dense.attend_at_backward(interest, interest, log_sums, *rest)
 
@@ -160,18 +160,24 @@ _OPERATORS: dict[str, Callable[[Shape], object]] = {
     "sums by item": _sum_by_item,
     "dense": _dense,
     "dense at cuts": _dense_at,
+    "dense at cuts, with keys": partial(_dense_at, keys=True),
 }
-_LARGE = Shape(torch.bfloat16, 128, 3, 16)
 _SHAPES = {  # by compute capability; few, for a kernel takes a second
-    80: [_LARGE, Shape(torch.bfloat16, 64, 3, 16), Shape(torch.float32, 64, 3, 16)],
+    80: [
+        Shape(torch.bfloat16, 64, 3, 16),
+        Shape(torch.bfloat16, 256, 3, 16),
+        Shape(torch.float32, 128, 3, 16),
+    ],
     90: [
         Shape(torch.bfloat16, 64, 3, 16),
         Shape(torch.bfloat16, 64, 3, 16, planes_dtype=torch.bfloat16),
         Shape(torch.bfloat16, 64, 5, 16),
-        _LARGE,
+        Shape(torch.bfloat16, 128, 3, 16),
         Shape(torch.float16, 40, 8, 16),
         Shape(torch.float16, 40, 3, 8),
+        Shape(torch.float32, 128, 3, 16),
         Shape(torch.float32, 256, 10, 64),
+        Shape(torch.bfloat16, 16, 1, 1),
     ],
 }
 FAULTY = "greedy"

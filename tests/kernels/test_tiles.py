@@ -19,38 +19,33 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @triton.jit
-def _write_pieces(offsets_ptr, out_ptr, users, TILE: tl.constexpr, ALIGNED: tl.constexpr):
+def _write_pieces(offsets_ptr, out_ptr, users, TILE: tl.constexpr):
     number = tl.program_id(0)
-    if ALIGNED:
-        user, begin, end = tiles.slot(offsets_ptr, users, number, TILE)
-    else:
-        user, begin, end = tiles.user_slot(offsets_ptr, users, number, TILE)
+    user, begin, end = tiles.user_slot(offsets_ptr, users, number, TILE)
     tl.store(out_ptr + number * 3, user)
     tl.store(out_ptr + number * 3 + 1, begin)
     tl.store(out_ptr + number * 3 + 2, end)
 
 
-def pieces(lengths: list[int], tile: int, aligned: bool) -> list[tuple[int, int, int]]:
+def pieces(lengths: list[int], tile: int) -> list[tuple[int, int, int]]:
     offsets = offsets_of(lengths).to(DEVICE)
     count = tiles.slots(len(lengths), sum(lengths), tile)
     out = torch.full((count, 3), -1, device=DEVICE)
     kernel: Any = _write_pieces
-    kernel[(count,)](offsets, out, len(lengths), tile, aligned)
+    kernel[(count,)](offsets, out, len(lengths), tile)
     return [(user, begin, end) for user, begin, end in out.tolist() if begin < end]
 
 
-@pytest.mark.parametrize("aligned", [True, False])
 @pytest.mark.parametrize(
     "lengths",
     [[5], [0], [16, 16], [0, 0, 40, 0, 1, 0], [3, 17, 64, 15, 0], [1] * 33, [0] * 130 + [20, 7]],
     ids=str,
 )
-def test_pieces_are_the_users_rows_cut_at_tiles(lengths: list[int], aligned: bool) -> None:
+def test_pieces_are_the_users_rows_cut_from_their_first(lengths: list[int]) -> None:
     tile, expected, first = 16, [], 0
     for user, length in enumerate(lengths):
-        cut = (first // tile + 1) * tile if aligned else first + tile
-        bounds = [first, *range(cut, first + length, tile), first + length]
+        bounds = [*range(first, first + length, tile), first + length]
         steps = itertools.pairwise(bounds)
         expected += [(user, begin, end) for begin, end in steps if begin < end]
         first += length
-    assert pieces(lengths, tile, aligned) == expected
+    assert pieces(lengths, tile) == expected

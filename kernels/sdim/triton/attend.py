@@ -265,16 +265,17 @@ def _attend_backward(
             if first > 0:
                 found += load_rows(grad_values, row, length, size, SIZE)
             store_rows(grad_values, row, length, found, size, SIZE)
+        tl.debug_barrier()  # other threads read what these stored in the next round
 
 
-def _candidates_at_once(candidates: int, groups: int, size: int) -> int:
-    most = max(1, columns_at_once(size) // groups)
+def _candidates_at_once(candidates: int, groups: int, rows: Tensor) -> int:
+    most = max(1, columns_at_once(rows) // groups)
     return max(1, min(int(triton.next_power_of_2(candidates)), most))
 
 
-def blocks_of(candidates: int, packing: Packing, size: int) -> int:
+def blocks_of(candidates: int, packing: Packing, values: Tensor) -> int:
     """Return how many programs share the candidates of a user."""
-    at_once = _candidates_at_once(candidates, packing.padded_groups, size)
+    at_once = _candidates_at_once(candidates, packing.padded_groups, values)
     return int(triton.cdiv(candidates, at_once))
 
 
@@ -301,9 +302,9 @@ def attend(
     shared = prepared if queries.dtype == values.dtype else None
     query_packed = pack_codes(queries.reshape(-1, size), planes, tau, shared)
     interest = values.new_empty(queries.shape)
-    at_once = _candidates_at_once(candidates, groups, size)
-    blocks, products = blocks_of(candidates, packing, size), products_of(planes, values.dtype)
-    fused = blocks <= 1 and hashes_within(packing, size)
+    at_once = _candidates_at_once(candidates, groups, values)
+    blocks, products = blocks_of(candidates, packing, values), products_of(planes, values.dtype)
+    fused = blocks <= 1 and hashes_within(packing, values)
     if fused:
         packed = query_packed.new_empty(rows if keep else 0, packing.words)
     else:
@@ -373,7 +374,7 @@ def attend_backward(
     """Return the gradient of the behaviours `[N, D]` in the dtype of `grad` `[B, C, D]`."""
     (users, candidates, size), rows = grad.shape, packed.shape[0]
     packing = Packing(tau, groups)
-    at_once = _candidates_at_once(candidates, packing.padded_groups, size)
+    at_once = _candidates_at_once(candidates, packing.padded_groups, grad)
     # Several rounds of candidates add up in float32.
     out = grad.new_empty(rows, size, dtype=grad.dtype if candidates <= at_once else torch.float32)
     if out.numel() == 0:
@@ -410,14 +411,20 @@ def _forward_shape(values: Tensor, columns: int, products: int) -> LaunchShape:
     exact = values.dtype == torch.float32
     rule = {"LENGTH": 64, "STAGES": 3, "num_warps": 8 if columns > 64 else 4}
     if exact or size > 128:
-        rule = {"LENGTH": 32 if exact and older else 64, "STAGES": 2, "num_warps": 8}
+        rule = {"LENGTH": 64, "STAGES": 2, "num_warps": 8}
+    if exact and (older or size > 64):
+        rule["LENGTH"] = 16 if size > 64 and columns > 64 else 32
     sizes = (padded_size(size), columns, products)
     return launch_shape("attend", values.device, values.dtype, *sizes, rule=rule)
 
 
 def _backward_shape(grad: Tensor, columns: int) -> LaunchShape:
-    size = grad.shape[2]
-    warps = 8 if size * columns > 4096 else 4
-    rule = {"LENGTH": 64 if size > 128 else 128, "STAGES": 3, "num_warps": warps}
+    size, older = grad.shape[2], dispatch.capability(grad.device) < dispatch.HOPPER
+    wide = size > 128 or (size > 64 and grad.dtype == torch.float32)
+    rule = {
+        "LENGTH": 64 if size > 128 or (older and size > 64) else 128,
+        "STAGES": 1 if size > 128 or older else 3,
+        "num_warps": 8 if wide or size * columns > 4096 else 4,
+    }
     sizes = (padded_size(size), columns)
     return launch_shape("attend_backward", grad.device, grad.dtype, *sizes, rule=rule)

@@ -33,6 +33,7 @@ from hashtab.kernels.sdim.triton.sums import (
     add_products,
     collect,
     columns_at_once,
+    holds,
     one_hot,
     partial_of,
     partial_sums,
@@ -158,7 +159,8 @@ def _encode_backward(
 ):
     """Collect the rows of small tables, `[GROUPS << TAU, SIZE]` in one program's memory.
 
-    With HALF as float16 numbers of the size of the largest, which are to bfloat16 as exact ones.
+    With HALF as float16 numbers of the size of the user's largest in a column: to bfloat16 as good
+    as exact ones, but for what is below 1e-5 of that.
     """
     user, begin, end, _ = piece(offsets, users, rows, TILE)
     if begin >= end:
@@ -204,7 +206,7 @@ def _gather_backward(
     TILE: tl.constexpr,
     LENGTH: tl.constexpr,
 ):
-    """Collect the rows of large tables, one group after the other."""
+    """Collect the rows of tables of any size, one group after the other."""
     user, begin, end, _ = piece(offsets, users, rows, TILE)
     column = tl.arange(0, SIZE)
     for start in range(begin, end, LENGTH):
@@ -221,13 +223,13 @@ def _gather_backward(
         tl.store(grad_values + row[:, None] * size + column[None, :], total, mask=mask)
 
 
-def _columns(packing: Packing, size: int) -> int:
-    return min(packing.padded_groups << packing.tau, columns_at_once(size))
+def _columns(packing: Packing, values: Tensor) -> int:
+    return min(packing.padded_rows, columns_at_once(values))
 
 
-def blocks_of(packing: Packing, size: int) -> int:
-    """Return how many programs share the rows of a user's table."""
-    return int(triton.cdiv(packing.groups << packing.tau, _columns(packing, size)))
+def blocks_of(packing: Packing, values: Tensor) -> int:
+    """Return how many programs share the rows of a user's table of sums of `values` `[N, D]`."""
+    return int(triton.cdiv(packing.groups << packing.tau, _columns(packing, values)))
 
 
 def encode(
@@ -238,8 +240,8 @@ def encode(
     users = offsets.shape[0] - 1
     packing = Packing(tau, planes.shape[1] // tau)
     table = values.new_empty(users, packing.groups, 2**tau, size, dtype=torch.float32)
-    columns, blocks = _columns(packing, size), blocks_of(packing, size)
-    fused = blocks == 1 and hashes_within(packing, size)
+    columns, blocks = _columns(packing, values), blocks_of(packing, values)
+    fused = blocks == 1 and hashes_within(packing, values)
     products = products_of(planes, values.dtype)
     prepared = prepare(planes, packing, values.dtype) if fused else planes
     if fused:
@@ -300,7 +302,7 @@ def pieces_of_tables(
     Of `lines` rows of a table, behind those that are skipped, a multiple of `columns_at_once`.
     """
     rows, size, users = packed.shape[0], values.shape[1], offsets.shape[0] - 1
-    columns = _columns(packing, size)
+    columns = _columns(packing, values)
     partial = partial_sums(rows, tile, lines * size, values)
     _encode[slots(users, rows, tile), triton.cdiv(lines, columns)](
         values, ids, values.shape[0], offsets, packed, partial, packed, partial, users, rows,
@@ -323,7 +325,7 @@ def encode_backward(
         return out
     arguments = (grad_table.contiguous(), offsets, packed, out, users, rows, size, groups)
     grid = (slots(users, rows, TILE),)
-    if packing.padded_groups * buckets <= columns_at_once(size):
+    if holds(packing, out):
         _encode_backward[grid](
             *arguments,
             TAU=packing.tau,
@@ -357,6 +359,8 @@ def _shape(values: Tensor, columns: int, products: int) -> LaunchShape:
     if exact or size > 128 or not hopper:
         short = size > 128 or (exact and not hopper)
         rule = {"LENGTH": 32 if short else 64, "STAGES": 2, "num_warps": 8}
+    if exact and hopper and 64 < size <= 128:
+        rule["LENGTH"] = 16
     sizes = (padded_size(size), columns, products)
     return launch_shape("encode", values.device, values.dtype, *sizes, rule=rule)
 
@@ -366,5 +370,5 @@ def _backward_shape(grad_table: Tensor, dtype: torch.dtype, packing: Packing) ->
     rule = {"LENGTH": 128, "STAGES": 3, "num_warps": 4}
     if dtype == torch.float32 or size > 128 or not hopper:
         rule = {"LENGTH": 64, "STAGES": 2, "num_warps": 8}
-    sizes = (padded_size(size), packing.padded_groups << packing.tau)
+    sizes = (padded_size(size), packing.padded_rows)
     return launch_shape("encode_backward", grad_table.device, dtype, *sizes, rule=rule)

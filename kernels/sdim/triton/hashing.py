@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hashtab.kernels.core import dispatch
 from hashtab.kernels.core.dispatch import interpreted
 from hashtab.kernels.core.tuning import LaunchShape, launch_shape
 from hashtab.kernels.sdim.packing import Packing
@@ -297,9 +298,14 @@ def _hash(
             tl.store(codes + address, found, mask=mask)
 
 
-def hashes_within(packing: Packing, size: int) -> bool:
-    """Return whether a program that reads rows for something else can hash them on the way."""
-    return packing.columns * padded_size(size) <= _MOST_WITHIN
+def hashes_within(packing: Packing, rows: Tensor) -> bool:
+    """Return whether a program that reads `rows` `[..., D]` for else can hash them on the way."""
+    most = _MOST_WITHIN // 2 if _older(rows) and rows.dtype == torch.float32 else _MOST_WITHIN
+    return packing.columns * padded_size(rows.shape[-1]) <= most
+
+
+def _older(rows: Tensor) -> bool:
+    return bool(dispatch.capability(rows.device) < dispatch.HOPPER)
 
 
 def prepare(planes: Tensor, packing: Packing, dtype: torch.dtype) -> Tensor:
@@ -372,7 +378,8 @@ def _launch(
     rows, size = codes.shape[0], x.shape[1]
     if rows == 0:
         return
-    columns = _COLUMNS // 2 if size > 128 and x.dtype == torch.float32 else _COLUMNS
+    exact = x.dtype == torch.float32
+    columns = _COLUMNS // 2 if size > 128 and (exact or _older(x)) else _COLUMNS
     groups = min(packing.padded_groups, max(1, columns // packing.bits))
     products = products_of(planes, x.dtype)
     shape = _shape(x, groups * packing.bits, products)
@@ -401,11 +408,13 @@ def _launch(
 
 
 def _shape(x: Tensor, columns: int, products: int) -> LaunchShape:
-    size, wide = x.shape[1], x.dtype == torch.float32
+    size, exact = x.shape[1], x.dtype == torch.float32
     rule = {"LENGTH": 64, "STAGES": 3, "num_warps": 4}
-    if size > 128 and wide:
+    if exact and size > 128:
         rule = {"LENGTH": 16, "STAGES": 1, "num_warps": 4}
-    elif size > 128 or wide:
+    elif exact and size > 64 and _older(x):
+        rule = {"LENGTH": 32, "STAGES": 1, "num_warps": 8}
+    elif exact or size > 128:
         rule = {"LENGTH": 64, "STAGES": 1, "num_warps": 8}
     sizes = (padded_size(size), columns, products)
     return launch_shape("hash", x.device, x.dtype, *sizes, rule=rule)

@@ -272,7 +272,7 @@ def attend_at_backward(
         values, ids, offsets, packed, query_packed, query_offsets, cuts, packing, last, out, grad,
         grad_sums,
     )  # fmt: skip
-    code = _code(packing, size)
+    code = _code(packing, values)
     shape = _shape_of_behaviours(values, code)
     _behaviours[(slots(users, rows, shape["LENGTH"]),)](
         offsets, packed, query_packed, query_offsets, cuts, grad_sums, out, users, rows, queries,
@@ -299,7 +299,7 @@ def _launch_queries(
     queries, users = cuts.shape[0], offsets.shape[0] - 1
     if queries == 0:
         return
-    code = _code(packing, size)
+    code = _code(packing, values)
     _queries[(slots(users, queries, code["QUERIES"]),)](
         values, ids, values.shape[0], offsets, packed, query_packed, query_offsets, cuts, interest,
         grad, grad_sums, users, rows, queries, last, size, packing.groups, **code,
@@ -308,22 +308,22 @@ def _launch_queries(
     )  # fmt: skip
 
 
-def _code(packing: Packing, size: int) -> dict[str, int]:
+def _code(packing: Packing, values: Tensor) -> dict[str, int]:
     return {
         "TAU": packing.tau,
         "BITS": packing.bits,
         "GROUPS": packing.padded_groups,
         "WORDS": packing.words,
-        "SIZE": padded_size(size),
-        "QUERIES": max(1, columns_at_once(size) // packing.padded_groups),
+        "SIZE": padded_size(values.shape[1]),
+        "QUERIES": max(1, columns_at_once(values) // packing.padded_groups),
     }
 
 
 def _shape(values: Tensor, code: dict[str, int]) -> LaunchShape:
-    size = values.shape[1]
+    size, older = values.shape[1], dispatch.capability(values.device) < dispatch.HOPPER
     rule = {"LENGTH": 64, "STAGES": 2, "num_warps": 4 if size <= 64 else 8}
     if values.dtype == torch.float32 or size > 128:
-        rule = {"LENGTH": 32, "STAGES": 1, "num_warps": 8}
+        rule = {"LENGTH": 32, "STAGES": 2 if older and size <= 128 else 1, "num_warps": 8}
     return launch_shape("pairs", values.device, values.dtype, *_sizes(size, code), rule=rule)
 
 

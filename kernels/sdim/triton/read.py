@@ -29,6 +29,7 @@ from hashtab.kernels.sdim.triton.sums import (
     add_products,
     collect,
     columns_at_once,
+    holds,
     inverse_norm,
     one_hot,
     parts,
@@ -97,7 +98,7 @@ def _read_large(
     SIZE: tl.constexpr,
     LENGTH: tl.constexpr,
 ):
-    """Read some of a user's candidates, one group after the other."""
+    """Read some of a user's candidates from a table of any size, one group after the other."""
     tiles = tl.cdiv(candidates, LENGTH)
     user = (tl.program_id(0) // tiles).to(tl.int64)
     first = tl.program_id(0) % tiles * LENGTH
@@ -173,7 +174,7 @@ def read(table: Tensor, queries: Tensor, planes: Tensor, tau: int) -> tuple[Tens
     interest = table.new_empty(queries.shape)
     rows = queries.reshape(-1, size).contiguous()
     shape = {"TAU": tau, "BITS": packing.bits, "WORDS": packing.words, "SIZE": padded_size(size)}
-    if not _fits(packing, size, table.device):
+    if not holds_tables(packing, table):
         packed = pack_codes(rows, planes, tau)
         if interest.numel():
             length = 4 if interpreted() else max(4, 2048 // padded_size(size))
@@ -205,9 +206,7 @@ def read_backward(grad: Tensor, table: Tensor, packed: Tensor) -> Tensor:
     grad_table = table.new_empty(table.shape)
     if grad_table.numel() == 0:
         return grad_table
-    older = dispatch.capability(table.device) < dispatch.HOPPER
-    at_once = columns_at_once(size) // (2 if older and size > 64 else 1)  # within its registers
-    columns = min(packing.padded_groups * buckets, at_once)
+    columns = min(packing.padded_rows, columns_at_once(table))
     _read_backward[users, triton.cdiv(groups * buckets, columns)](
         grad, table, packed, grad_table, candidates, size, groups, TAU=packing.tau,
         BITS=packing.bits, GROUPS=packing.padded_groups, WORDS=packing.words,
@@ -217,19 +216,19 @@ def read_backward(grad: Tensor, table: Tensor, packed: Tensor) -> Tensor:
     return grad_table
 
 
-def _fits(packing: Packing, size: int, device: torch.device) -> bool:
+def holds_tables(packing: Packing, table: Tensor) -> bool:
     """Return whether a program holds a user's table and planes; older GPUs are small for it."""
-    small = packing.padded_groups << packing.tau <= columns_at_once(size)
-    hopper = dispatch.capability(device) >= dispatch.HOPPER
-    return small and hashes_within(packing, size) and (hopper or interpreted())
+    hopper = dispatch.capability(table.device) >= dispatch.HOPPER
+    return hopper and holds(packing, table) and hashes_within(packing, table)
 
 
 def _shape(queries: Tensor, packing: Packing, products: int) -> LaunchShape:
     size = queries.shape[2]
-    rule = {"LENGTH": 64, "STAGES": 1, "num_warps": 8}
+    exact = queries.dtype == torch.float32
+    rule = {"LENGTH": 32 if exact else 64, "STAGES": 1, "num_warps": 8}
     if size <= 64:
         rule = {"LENGTH": 128, "STAGES": 1, "num_warps": 4}
-    sizes = (padded_size(size), packing.padded_groups << packing.tau, products)
+    sizes = (padded_size(size), packing.padded_rows, products)
     return launch_shape("read", queries.device, queries.dtype, *sizes, rule=rule)
 
 

@@ -10,8 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hashtab.kernels.core import dispatch
 from hashtab.kernels.core.dispatch import interpreted
 from hashtab.kernels.core.tiles import span, user_slot
+from hashtab.kernels.sdim.packing import Packing
 
 
 def parts(dtype: torch.dtype) -> int:
@@ -24,9 +26,20 @@ def parts(dtype: torch.dtype) -> int:
     return 3 if dtype == torch.float32 else 2
 
 
-def columns_at_once(size: int) -> int:
-    """Return how many columns of sums of vectors of `size` a program makes at once."""
-    return 128 if size <= 128 else 32
+def columns_at_once(rows: Tensor) -> int:
+    """Return how many columns of sums of `rows` `[..., D]` a program makes at once."""
+    size, older = rows.shape[-1], dispatch.capability(rows.device) < dispatch.HOPPER
+    if size > 128:
+        return 32
+    return 64 if older and size > 64 and rows.dtype == torch.float32 else 128
+
+
+def holds(packing: Packing, rows: Tensor) -> bool:
+    """Return whether a program collects from a table of sums of `rows` `[..., D]` by products.
+
+    A product takes 16 rows at least.
+    """
+    return 16 <= packing.padded_rows <= columns_at_once(rows)
 
 
 def partial_sums(rows: int, tile: int, width: int, like: Tensor) -> Tensor:

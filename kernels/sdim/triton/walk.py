@@ -682,7 +682,7 @@ def _code(packing: Packing, size: int, share: _Share, limited: bool) -> dict[str
         "GROUPS": packing.padded_groups,
         "WORDS": packing.words,
         "SIZE": padded_size(size),
-        "COLUMNS": min(packing.padded_groups << packing.tau, walk_rows(size)),
+        "COLUMNS": min(packing.padded_rows, walk_rows(size)),
         "QUERIES": 16,
         "TILE": TILE,
         "LIMITED": limited,
@@ -695,5 +695,5 @@ def _shape(values: Tensor, packing: Packing, *, back: bool, limited: bool) -> La
     size = values.shape[1]
     rule = {"LENGTH": 16 if back and limited else 32, "num_warps": 4 if size <= 64 else 8}
     name = ("walk_back" if back else "walk") + (" the last" if limited else "")
-    sizes = (padded_size(size), min(packing.padded_groups << packing.tau, walk_rows(size)))
+    sizes = (padded_size(size), min(packing.padded_rows, walk_rows(size)))
     return launch_shape(name, values.device, values.dtype, *sizes, rule=rule)
