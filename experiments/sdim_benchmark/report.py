@@ -76,7 +76,7 @@ def _against(rival: Figures | None, ours: float | None, which: str) -> str:
 
 
 def notes(rows: Sequence[RowFigures]) -> list[str]:
-    """Return what the table does not show: variants, wide codes, what "auto" costs, what to doubt."""
+    """Return what the table does not show: variants, wide codes, what "auto" costs, doubts."""
     about = (_variants, _wide_codes, _automatic, _slow_launches, _failures)
     return [line for lines in about for line in lines(rows)]
 

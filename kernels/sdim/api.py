@@ -79,6 +79,9 @@ def encode(
 ) -> Tensor:
     """Sum each user's behaviours by bucket. Additive over behaviours, whatever their order.
 
+    Of the gradient of bfloat16 behaviours, Triton's kernels keep what is above 1e-5 of the largest
+    that the user's table has in a column.
+
     Args:
         values: `[N, D]`, the behaviours of all users, user after user; or with `ids` the table
             `[V, D]`.
