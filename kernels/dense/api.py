@@ -50,7 +50,7 @@ def target_attention(
         values: `[N, Dv]`, the behaviours of all users, user after user.
         offsets: `[B + 1]` int64, first 0, last N.
         keys: `[N, D]`; the values when None.
-        scale: factor of the scores, above 0; 1 / sqrt(D) when None.
+        scale: factor of the scores, at least 0; 1 / sqrt(D) when None.
         impl: which implementation; see the module.
 
     Returns:
@@ -69,7 +69,7 @@ def target_attention(
     key_rows = values if keys is None else keys
     _check_rows(rows, key_rows, values, offsets)
     _check_scale(scale)
-    if _use_triton(impl, rows, key_rows, values):
+    if _use_triton(impl, rows, key_rows, values, scale):
         checks.check_same_device(queries=queries, keys=key_rows, values=values, offsets=offsets)
         interest = _fused(rows, None, None, values, offsets, keys=keys, scale=scale, last=None)
     else:
@@ -102,7 +102,7 @@ def target_attention_at(
         values: `[N, Dv]`, behaviours in time order within a user.
         offsets: `[B + 1]` int64, first 0, last N.
         keys: `[N, D]`; the values when None.
-        scale: factor of the scores, above 0; 1 / sqrt(D) when None.
+        scale: factor of the scores, at least 0; 1 / sqrt(D) when None.
         last: of the behaviours before the cut the latest `last` only; None for all.
         impl: which implementation; see the module.
 
@@ -127,7 +127,7 @@ def target_attention_at(
         values=values,
         offsets=offsets,
     )
-    if _use_triton(impl, queries, key_rows, values):
+    if _use_triton(impl, queries, key_rows, values, scale):
         places = (query_offsets, cuts, values, offsets)
         return _fused(queries, *places, keys=keys, scale=scale, last=last)
     # Views, for torch.compile refuses one tensor in two places of an autograd.Function.
@@ -236,11 +236,13 @@ def _scale(queries: Tensor, scale: float | None) -> float:
 
 
 def _check_scale(scale: float | None) -> None:
-    if scale is not None and not 0 < scale < math.inf:
-        raise ValueError(f"scale must be above 0 and finite, got {scale=}")
+    if scale is not None and not 0 <= scale < math.inf:
+        raise ValueError(f"scale must be at least 0 and finite, got {scale=}")
 
 
-def _use_triton(impl: TargetImpl, queries: Tensor, keys: Tensor, values: Tensor) -> bool:
+def _use_triton(
+    impl: TargetImpl, queries: Tensor, keys: Tensor, values: Tensor, scale: float | None
+) -> bool:
     """Decide whether Triton's kernels run, which are not for all arguments."""
     dtypes = {rows.dtype for rows in (queries, keys, values)}
     widths = queries.shape[1], values.shape[1]
@@ -249,6 +251,8 @@ def _use_triton(impl: TargetImpl, queries: Tensor, keys: Tensor, values: Tensor)
         unfit = f"rows must be all float16, all bfloat16 or all float32, got {dtypes}"
     elif not all(1 <= width <= _WIDEST for width in widths):
         unfit = f"D and Dv must lie within 1 .. {_WIDEST}, got {widths}"
+    elif scale == 0:
+        unfit = "scale must be above 0"
     return use_triton(impl, values.device, unfit)
 
 
