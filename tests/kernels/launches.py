@@ -37,6 +37,11 @@ class Shape(NamedTuple):
         return f"{rows}, planes of {_name(self.planes_dtype)}"
 
     @property
+    def usual(self) -> bool:
+        """Whether codes are those of the paper: gathering by id does not depend on others."""
+        return self[2:] == (3, 16, torch.float32)
+
+    @property
     def values(self) -> Tensor:
         """`[N, D]`."""
         return torch.empty(_ROWS, self.size, dtype=self.dtype, device="meta")
@@ -153,14 +158,16 @@ _OPERATORS: dict[str, Callable[[Shape], object]] = {
     "attend to many": partial(_attend, candidates=100),
     "attend_at": _attend_at,
     "attend_at the last": partial(_attend_at, last=2000),
-    "encode by id": partial(_encode, by_id=True),
-    "attend by id to 1": partial(_attend, candidates=1, by_id=True),
-    "attend by id to many": partial(_attend, candidates=100, by_id=True),
-    "attend_at by id": partial(_attend_at, by_id=True),
     "sums by item": _sum_by_item,
     "dense": _dense,
     "dense at cuts": _dense_at,
     "dense at cuts, with keys": partial(_dense_at, keys=True),
+}
+_BY_ID: dict[str, Callable[[Shape], object]] = {
+    "encode by id": partial(_encode, by_id=True),
+    "attend by id to 1": partial(_attend, candidates=1, by_id=True),
+    "attend by id to many": partial(_attend, candidates=100, by_id=True),
+    "attend_at by id": partial(_attend_at, by_id=True),
 }
 _SHAPES = {  # by compute capability; few, for a kernel takes a second
     80: [
@@ -194,6 +201,6 @@ def launches(capability: int) -> dict[str, Callable[[], object]]:
     sound: dict[str, Callable[[], object]] = {
         f"{name} {shape}": partial(launch, shape)
         for shape in _SHAPES[capability]
-        for name, launch in _OPERATORS.items()
+        for name, launch in {**_OPERATORS, **(_BY_ID if shape.usual else {})}.items()
     }
     return {FAULTY: _greedy, **sound}
