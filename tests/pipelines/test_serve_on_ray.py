@@ -1,8 +1,10 @@
 """The same scorer on a Ray cluster answers with the same scores."""
 
 import json
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from hashtab.pipelines.serve_on_ray import RaySettings, deployed
 from hashtab.serving.scorer.champion import Served
 from hashtab.serving.store import open_store, unpack
 from tests.pipelines.test_serve import free_port
+from tests.serving.scorer.servers import wait_for
 
 ITEMS, CONTEXT, TIME_US = [0, 7, 14, 21, 28], {"display": "d1"}, 1_675_000_000_000_000
 
@@ -37,9 +40,12 @@ def store(shop_data: Path, shop_bundle: Path, tmp_path_factory: pytest.TempPathF
 def url(shop_bundle: Path, store: Path) -> Iterator[str]:
     """Where a deployed scorer answers."""
     port = free_port()
+    address = f"http://127.0.0.1:{port}"
     settings = RaySettings(bundle=str(shop_bundle), store=str(store), port=port, cores=0.1)
-    with cluster(2, None), deployed(settings, settings.server):
-        yield f"http://127.0.0.1:{port}"
+    server = replace(settings.server, deadline_ms=30_000)  # on a busy machine too
+    with cluster(2, None), deployed(settings, server):
+        wait_for(lambda: is_ready(address))
+        yield address
     assert not ray.is_initialized()
 
 
@@ -48,6 +54,14 @@ def ask(url: str, body: Any = None) -> Any:
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=30) as answer:
         return json.load(answer)
+
+
+def is_ready(url: str) -> bool:
+    """Tell whether the scorer has a model yet; Ray calls it deployed before."""
+    try:
+        return bool(ask(f"{url}/health/ready")["ready"])
+    except urllib.error.HTTPError:
+        return False
 
 
 def test_scores_are_those_of_this_process(url: str, shop_bundle: Path, store: Path) -> None:
