@@ -62,6 +62,11 @@ def capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else HOPPER
 
 
+def before_hopper(rows: Tensor) -> bool:
+    """Return whether `rows` lie on an older GPU, whose blocks have less memory."""
+    return bool(capability(rows.device) < HOPPER)
+
+
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def why_not_triton(device: torch.device) -> str | None:
     """Return why Triton kernels cannot run on a device, or None when they can."""

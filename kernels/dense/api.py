@@ -57,7 +57,7 @@ def target_attention(
         `[B, C, Dv]` in the dtype of `values`; zeros, with zero gradient, for an empty history.
 
     Raises:
-        TypeError: a dtype is wrong.
+        TypeError: a dtype or the kind of a number is wrong.
         ValueError: shapes, offsets or scale are wrong.
         RuntimeError: `"triton"` was asked for and cannot run, with the reason.
     """
@@ -110,7 +110,7 @@ def target_attention_at(
         `[Q, Dv]` in the dtype of `values`; zeros, with zero gradient, where a query sees nothing.
 
     Raises:
-        TypeError: a dtype is wrong.
+        TypeError: a dtype or the kind of a number is wrong.
         ValueError: shapes, offsets, cuts, scale or last are wrong.
         RuntimeError: `"triton"` was asked for and cannot run, with the reason.
     """
@@ -168,7 +168,7 @@ def window_attention(
         `[B, T, H, Dv]` in the dtype of `v`; zeros, with zero gradient, at padding.
 
     Raises:
-        TypeError: a dtype is wrong.
+        TypeError: a dtype or the kind of a number is wrong.
         ValueError: shapes, lengths or window are wrong.
     """
     check_impl(impl, get_args(Impl))

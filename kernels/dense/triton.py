@@ -171,7 +171,7 @@ class _Batch:
             values.element_size(),
             keys is None,
             uniform,
-            dispatch.capability(values.device) < dispatch.HOPPER,
+            dispatch.before_hopper(values),
         )
         self._values = values.contiguous()
         self._arguments: dict[str, Any] = {

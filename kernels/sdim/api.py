@@ -96,7 +96,7 @@ def encode(
         Table `[B, G, 2**tau, D]` of raw sums, float32 (float64 for float64 values).
 
     Raises:
-        TypeError: a dtype is wrong.
+        TypeError: a dtype or the kind of a number is wrong.
         ValueError: shapes, offsets, ids or tau are wrong.
     """
     _check_history(values, offsets, planes, tau, ids, impl)
@@ -123,7 +123,7 @@ def read(
         `[B, C, D]` in the table's dtype.
 
     Raises:
-        TypeError: a dtype is wrong.
+        TypeError: a dtype or the kind of a number is wrong.
         ValueError: shapes or tau are wrong.
     """
     check_impl(impl, get_args(Impl))
@@ -167,7 +167,7 @@ def attend(
         `[B, C, D]` in the dtype of `values`; zeros for an empty history.
 
     Raises:
-        TypeError: a dtype is wrong.
+        TypeError: a dtype or the kind of a number is wrong.
         ValueError: shapes, offsets, ids or tau are wrong.
     """
     _check_history(values, offsets, planes, tau, ids, impl)
@@ -224,7 +224,7 @@ def attend_at(
         `[Q, D]` in the dtype of `values`; zeros where a query sees no behaviour.
 
     Raises:
-        TypeError: a dtype is wrong.
+        TypeError: a dtype or the kind of a number is wrong.
         ValueError: shapes, offsets, ids, cuts, tau or last are wrong.
     """
     _check_history(values, offsets, planes, tau, ids, impl)
@@ -260,7 +260,7 @@ def expected(
 
     Raises:
         RuntimeError: an `impl` that this function does not have.
-        TypeError: a dtype is wrong.
+        TypeError: a dtype or the kind of a number is wrong.
         ValueError: shapes, offsets or tau are wrong.
     """
     check_impl(impl, get_args(Impl))

@@ -62,7 +62,7 @@ class Packing(NamedTuple):
             return f"they are for tables of up to {4 * at_once} rows, got {table}"
         if last is not None and last < few:
             return f"they take out what is beyond the latest {few} behaviours and more, got {last=}"
-        if rows.device.type == "cpu" or dispatch.capability(rows.device) < dispatch.HOPPER:
+        if rows.device.type == "cpu" or dispatch.before_hopper(rows):
             return "they are for GPUs from compute capability 9.0"
         return None
 

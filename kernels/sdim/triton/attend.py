@@ -407,7 +407,7 @@ def attend_backward(
 
 
 def _forward_shape(values: Tensor, columns: int, products: int) -> LaunchShape:
-    size, older = values.shape[1], dispatch.capability(values.device) < dispatch.HOPPER
+    size, older = values.shape[1], dispatch.before_hopper(values)
     exact = values.dtype == torch.float32
     rule = {"LENGTH": 64, "STAGES": 3, "num_warps": 8 if columns > 64 else 4}
     if exact or size > 128:
@@ -419,7 +419,7 @@ def _forward_shape(values: Tensor, columns: int, products: int) -> LaunchShape:
 
 
 def _backward_shape(grad: Tensor, columns: int) -> LaunchShape:
-    size, older = grad.shape[2], dispatch.capability(grad.device) < dispatch.HOPPER
+    size, older = grad.shape[2], dispatch.before_hopper(grad)
     wide = size > 128 or (size > 64 and grad.dtype == torch.float32)
     rule = {
         "LENGTH": 64 if size > 128 or (older and size > 64) else 128,

@@ -353,22 +353,22 @@ def encode_backward(
 
 
 def _shape(values: Tensor, columns: int, products: int) -> LaunchShape:
-    size, hopper = values.shape[1], dispatch.capability(values.device) >= dispatch.HOPPER
+    size, older = values.shape[1], dispatch.before_hopper(values)
     exact = values.dtype == torch.float32
     rule = {"LENGTH": 64 if size > 64 else 128, "STAGES": 3, "num_warps": 4}
-    if exact or size > 128 or not hopper:
-        short = size > 128 or (exact and not hopper)
+    if exact or older or size > 128:
+        short = size > 128 or (exact and older)
         rule = {"LENGTH": 32 if short else 64, "STAGES": 2, "num_warps": 8}
-    if exact and hopper and 64 < size <= 128:
+    if exact and not older and 64 < size <= 128:
         rule["LENGTH"] = 16
     sizes = (padded_size(size), columns, products)
     return launch_shape("encode", values.device, values.dtype, *sizes, rule=rule)
 
 
 def _backward_shape(grad_table: Tensor, dtype: torch.dtype, packing: Packing) -> LaunchShape:
-    size, hopper = grad_table.shape[3], dispatch.capability(grad_table.device) >= dispatch.HOPPER
+    size, older = grad_table.shape[3], dispatch.before_hopper(grad_table)
     rule = {"LENGTH": 128, "STAGES": 3, "num_warps": 4}
-    if dtype == torch.float32 or size > 128 or not hopper:
+    if dtype == torch.float32 or size > 128 or older:
         rule = {"LENGTH": 64, "STAGES": 2, "num_warps": 8}
     sizes = (padded_size(size), packing.padded_rows)
     return launch_shape("encode_backward", grad_table.device, dtype, *sizes, rule=rule)

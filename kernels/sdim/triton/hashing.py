@@ -300,12 +300,9 @@ def _hash(
 
 def hashes_within(packing: Packing, rows: Tensor) -> bool:
     """Return whether a program that reads `rows` `[..., D]` for else can hash them on the way."""
-    most = _MOST_WITHIN // 2 if _older(rows) and rows.dtype == torch.float32 else _MOST_WITHIN
-    return packing.columns * padded_size(rows.shape[-1]) <= most
-
-
-def _older(rows: Tensor) -> bool:
-    return bool(dispatch.capability(rows.device) < dispatch.HOPPER)
+    less = dispatch.before_hopper(rows) and rows.dtype == torch.float32
+    entries = packing.columns * padded_size(rows.shape[-1])
+    return entries <= (_MOST_WITHIN // 2 if less else _MOST_WITHIN)
 
 
 def prepare(planes: Tensor, packing: Packing, dtype: torch.dtype) -> Tensor:
@@ -379,7 +376,7 @@ def _launch(
     if rows == 0:
         return
     exact = x.dtype == torch.float32
-    columns = _COLUMNS // 2 if size > 128 and (exact or _older(x)) else _COLUMNS
+    columns = _COLUMNS // 2 if size > 128 and (exact or dispatch.before_hopper(x)) else _COLUMNS
     groups = min(packing.padded_groups, max(1, columns // packing.bits))
     products = products_of(planes, x.dtype)
     shape = _shape(x, groups * packing.bits, products)
@@ -412,7 +409,7 @@ def _shape(x: Tensor, columns: int, products: int) -> LaunchShape:
     rule = {"LENGTH": 64, "STAGES": 3, "num_warps": 4}
     if exact and size > 128:
         rule = {"LENGTH": 16, "STAGES": 1, "num_warps": 4}
-    elif exact and size > 64 and _older(x):
+    elif exact and size > 64 and dispatch.before_hopper(x):
         rule = {"LENGTH": 32, "STAGES": 1, "num_warps": 8}
     elif exact or size > 128:
         rule = {"LENGTH": 64, "STAGES": 1, "num_warps": 8}

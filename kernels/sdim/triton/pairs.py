@@ -320,7 +320,7 @@ def _code(packing: Packing, values: Tensor) -> dict[str, int]:
 
 
 def _shape(values: Tensor, code: dict[str, int]) -> LaunchShape:
-    size, older = values.shape[1], dispatch.capability(values.device) < dispatch.HOPPER
+    size, older = values.shape[1], dispatch.before_hopper(values)
     rule = {"LENGTH": 64, "STAGES": 2, "num_warps": 4 if size <= 64 else 8}
     if values.dtype == torch.float32 or size > 128:
         rule = {"LENGTH": 32, "STAGES": 2 if older and size <= 128 else 1, "num_warps": 8}
@@ -328,7 +328,7 @@ def _shape(values: Tensor, code: dict[str, int]) -> LaunchShape:
 
 
 def _shape_of_behaviours(values: Tensor, code: dict[str, int]) -> LaunchShape:
-    size, older = values.shape[1], dispatch.capability(values.device) < dispatch.HOPPER
+    size, older = values.shape[1], dispatch.before_hopper(values)
     wide = values.dtype == torch.float32 or size > 128
     rule = {
         "LENGTH": 32 if older or wide or size <= 64 else 64,

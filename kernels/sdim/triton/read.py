@@ -218,8 +218,8 @@ def read_backward(grad: Tensor, table: Tensor, packed: Tensor) -> Tensor:
 
 def holds_tables(packing: Packing, table: Tensor) -> bool:
     """Return whether a program holds a user's table and planes; older GPUs are small for it."""
-    hopper = dispatch.capability(table.device) >= dispatch.HOPPER
-    return hopper and holds(packing, table) and hashes_within(packing, table)
+    older = dispatch.before_hopper(table)
+    return not older and holds(packing, table) and hashes_within(packing, table)
 
 
 def _shape(queries: Tensor, packing: Packing, products: int) -> LaunchShape:
@@ -233,11 +233,11 @@ def _shape(queries: Tensor, packing: Packing, products: int) -> LaunchShape:
 
 
 def _backward_shape(table: Tensor, columns: int) -> LaunchShape:
-    size, hopper = table.shape[3], dispatch.capability(table.device) >= dispatch.HOPPER
+    size, older = table.shape[3], dispatch.before_hopper(table)
     rule = {
-        "LENGTH": 64 if hopper else 32,
+        "LENGTH": 32 if older else 64,
         "STAGES": 2,
-        "num_warps": 4 if size <= 64 and hopper else 8,
+        "num_warps": 8 if older or size > 64 else 4,
     }
     sizes = (padded_size(size), columns)
     return launch_shape("read_backward", table.device, table.dtype, *sizes, rule=rule)

@@ -28,7 +28,7 @@ def parts(dtype: torch.dtype) -> int:
 
 def columns_at_once(rows: Tensor) -> int:
     """Return how many columns of sums of `rows` `[..., D]` a program makes at once."""
-    size, older = rows.shape[-1], dispatch.capability(rows.device) < dispatch.HOPPER
+    size, older = rows.shape[-1], dispatch.before_hopper(rows)
     if size > 128:
         return 32
     return 64 if older and size > 64 and rows.dtype == torch.float32 else 128
