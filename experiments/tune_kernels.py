@@ -3,7 +3,8 @@
 Each operator runs at the shapes below. For each launch shape that a kernel asks for, its rule and
 its neighbours (half and twice the rows of a tile, 4 or 8 warps, a stage more or less) are timed
 within the operator, the cache flushed before each; what gives another result than the rule, or
-does not launch, is dropped. What beats the rule by 3% is written. Other processes compile before.
+does not launch, is dropped. What beats the rule by 3% is written. Other processes compile before;
+what they compiled stays in Triton's cache, so that an interrupted run goes on from there.
 
     python experiments/tune_kernels.py --output kernels/core/tuned/h200.json --gpu "NVIDIA H200"
 """
@@ -12,7 +13,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import product
@@ -35,6 +36,7 @@ from hashtab.kernels.core.tuning import LaunchShape
 
 _GAIN = 0.97  # of the rule's time, that a shape must undercut
 _SECONDS = 0.008  # for the repetitions of one shape
+_SHARES = 4  # of a case's shapes, compiled by a process each
 _NOT_LAUNCHED = (OutOfResources, PTXASError, CompilationError)
 
 
@@ -209,14 +211,14 @@ def main() -> None:
     given, device = parse(), torch.device("cuda")
     given.output.parent.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(given.processes, get_context("spawn")) as pool:
-        shares = 2
         waiting = [
-            pool.submit(compile_share, index, share, shares)
+            pool.submit(compile_share, index, share, _SHARES)
             for index in range(len(CASES))
-            for share in range(shares)
+            for share in range(_SHARES)
         ]
-        for future in waiting:
+        for count, future in enumerate(as_completed(waiting), 1):
             future.result()
+            print(f"compiled {count} of {len(waiting)} shares", flush=True)
     cases = tune(device)
     name = tuning.gpu_name(device)
     facts = {
