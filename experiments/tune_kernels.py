@@ -3,7 +3,7 @@
 Each operator runs at the shapes below. For each launch shape that a kernel asks for, its rule and
 its neighbours (half and twice the rows of a tile, 4 or 8 warps, a stage more or less) are timed
 within the operator, the cache flushed before each; what gives another result than the rule, or
-does not launch, is dropped. What beats the rule by 3% is written. Other processes compile before;
+does not launch, is dropped. What beats the rule by 5% is written. Other processes compile before;
 what they compiled stays in Triton's cache, so that an interrupted run goes on from there.
 
     python experiments/tune_kernels.py --output kernels/core/tuned/h200.json --gpu "NVIDIA H200"
@@ -34,9 +34,10 @@ from hashtab.kernels import sdim
 from hashtab.kernels.core import tuning
 from hashtab.kernels.core.tuning import LaunchShape
 
-_GAIN = 0.97  # of the rule's time, that a shape must undercut
+_GAIN = 0.95  # of the rule's time, that a shape must undercut
 _SECONDS = 0.008  # for the repetitions of one shape
 _SHARES = 4  # of a case's shapes, compiled by a process each
+_ROUNDING = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 4e-3}
 _NOT_LAUNCHED = (OutOfResources, PTXASError, CompilationError)
 
 
@@ -62,8 +63,12 @@ CASES = [
     Case(HALF, 64, 5, HALF),
     Case(HALF, 64, 3, FULL),
     Case(HALF, 128, 3, FULL, 256, 4096),
+    Case(HALF, 64, 8, HALF),
+    Case(HALF, 256, 3, HALF, 128, 4096),
     Case(torch.float16, 64, 3, torch.float16),
+    Case(FULL, 32, 3, FULL),
     Case(FULL, 64, 3, FULL),
+    Case(FULL, 128, 3, FULL, 256, 2048),
 ]
 
 
@@ -135,7 +140,7 @@ def neighbours(rule: LaunchShape) -> list[LaunchShape]:
 def alike(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> bool:
     """Tell whether results differ by rounding alone."""
     return all(
-        bool((x.float() - y.float()).norm() <= 4e-3 * y.float().norm() + 1e-6)
+        bool((x.float() - y.float()).norm() <= _ROUNDING.get(y.dtype, 0.0) * y.float().norm())
         for x, y in zip(found, expected, strict=True)
     )
 

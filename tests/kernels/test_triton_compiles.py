@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton is for L
 
 TIME_LIMIT_S = 200  # for what spills badly takes minutes
 # Bytes of a thread that known kernels spill at most: to be brought to none.
-SPILLED = {90: {"_read_small": 112, "_walk_back": 80}}  # 8 warps of the walk spill none, slower
+SPILLED = {90: {"_walk_back": 80}}  # 8 warps of the walk spill none, slower
 # Bytes of a block, by compute capability: 8.6 and 8.9 run what is compiled for 8.0 and have less.
 SHARED_LIMIT = {80: 99 * 1024, 90: 227 * 1024}
 

@@ -324,6 +324,8 @@ def _shape(values: Tensor, code: dict[str, int]) -> LaunchShape:
     rule = {"LENGTH": 64, "STAGES": 2, "num_warps": 4 if size <= 64 else 8}
     if values.dtype == torch.float32 or size > 128:
         rule = {"LENGTH": 32, "STAGES": 2 if older and size <= 128 else 1, "num_warps": 8}
+    if values.dtype == torch.float32 and size <= 64 and not older:
+        rule = {"LENGTH": 16, "STAGES": 1, "num_warps": 4}
     return launch_shape("pairs", values.device, values.dtype, *_sizes(size, code), rule=rule)
 
 

@@ -225,7 +225,7 @@ def holds_tables(packing: Packing, table: Tensor) -> bool:
 def _shape(queries: Tensor, packing: Packing, products: int) -> LaunchShape:
     size = queries.shape[2]
     exact = queries.dtype == torch.float32
-    rule = {"LENGTH": 32 if exact else 64, "STAGES": 1, "num_warps": 8}
+    rule = {"LENGTH": 128 if not exact and size <= 128 else 32, "STAGES": 1, "num_warps": 8}
     if size <= 64:
         rule = {"LENGTH": 128, "STAGES": 1, "num_warps": 4}
     sizes = (padded_size(size), packing.padded_rows, products)
@@ -234,10 +234,8 @@ def _shape(queries: Tensor, packing: Packing, products: int) -> LaunchShape:
 
 def _backward_shape(table: Tensor, columns: int) -> LaunchShape:
     size, older = table.shape[3], dispatch.before_hopper(table)
-    rule = {
-        "LENGTH": 32 if older else 64,
-        "STAGES": 2,
-        "num_warps": 8 if older or size > 64 else 4,
-    }
+    rule = {"LENGTH": 64, "STAGES": 2 if size > 64 else 1, "num_warps": 8 if size > 64 else 4}
+    if older:
+        rule = {"LENGTH": 32, "STAGES": 2, "num_warps": 8}
     sizes = (padded_size(size), columns)
     return launch_shape("read_backward", table.device, table.dtype, *sizes, rule=rule)

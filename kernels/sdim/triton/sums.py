@@ -149,12 +149,13 @@ def add_products(sums, x, member, PARTS: tl.constexpr):
         )
     if x.dtype != tl.float32:
         return tl.dot(tl.trans(x), member.to(x.dtype), sums)
+    # Tensor cores cut off what they add to, again at every step: so each tile begins from nothing.
     x, member = tl.trans(x), member.to(tl.bfloat16)
-    for _ in tl.static_range(3):
-        high = x.to(tl.bfloat16)
-        sums = tl.dot(high, member, sums)
-        x -= high.to(tl.float32)
-    return sums
+    high = x.to(tl.bfloat16)
+    rest = x - high.to(tl.float32)
+    middle = rest.to(tl.bfloat16)
+    found = tl.dot((rest - middle.to(tl.float32)).to(tl.bfloat16), member)
+    return sums + tl.dot(high, member, tl.dot(middle, member, found))
 
 
 @triton.jit

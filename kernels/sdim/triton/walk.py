@@ -693,7 +693,10 @@ def _code(packing: Packing, size: int, share: _Share, limited: bool) -> dict[str
 
 def _shape(values: Tensor, packing: Packing, *, back: bool, limited: bool) -> LaunchShape:
     size = values.shape[1]
-    rule = {"LENGTH": 16 if back and limited else 32, "num_warps": 4 if size <= 64 else 8}
+    rule = {
+        "LENGTH": 16 if back and limited and size <= 64 else 32,
+        "num_warps": 4 if size <= 64 else 8,
+    }
     name = ("walk_back" if back else "walk") + (" the last" if limited else "")
     sizes = (padded_size(size), min(packing.padded_rows, walk_rows(size)))
     return launch_shape(name, values.device, values.dtype, *sizes, rule=rule)
