@@ -87,23 +87,27 @@ def _members(
 
 
 @triton.jit
-def _asked(
+def _load_queries(
+    cuts,
     query_packed,
     query,
-    here,
-    skipped,
+    there,
+    missing,
+    origin,
+    length,
     groups: tl.constexpr,
     GROUPS: tl.constexpr,
     BITS: tl.constexpr,
     TAU: tl.constexpr,
     WORDS: tl.constexpr,
     QUERIES: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    OPERAND: tl.constexpr,
 ):
-    """Return `[COLUMNS, QUERIES]`, whether queries `[QUERIES]` that are here ask for a bucket."""
-    wanted = load_wanted(query_packed, query, here, groups, GROUPS, BITS, TAU, WORDS, QUERIES)
-    return _members(wanted, skipped, GROUPS, 1 << TAU, COLUMNS, OPERAND)
+    """Return cuts `[QUERIES]`, as `_cut` does, and codes `[QUERIES, GROUPS]` of queries.
+
+    Walks load them long before they meet them, for a GPU waits long for what it loads.
+    """
+    at = _cut(cuts, query, there, missing, origin, length)
+    return at, load_wanted(query_packed, query, there, groups, GROUPS, BITS, TAU, WORDS, QUERIES)
 
 
 @triton.jit
@@ -299,7 +303,12 @@ def _walk(
         values, ids, items, packed, inner, inner < length, size, GROUPS, BITS, TAU, WORDS, SIZE,
         LENGTH,
     )  # fmt: skip
-    cut = _cut(cuts, query, query < behind_query, _NEVER, origin, length)
+    several = query + tl.arange(0, QUERIES)
+    at, wanted = _load_queries(
+        cuts, query_packed, several, several < behind_query, _NEVER, origin, length, groups, GROUPS,
+        BITS, TAU, WORDS, QUERIES,
+    )  # fmt: skip
+    cut = tl.min(at, 0)
     while query < behind_query:
         stop = tl.minimum(start + LENGTH, tl.maximum(cut, start))
         row = start + inner
@@ -320,21 +329,27 @@ def _walk(
             member = _members(codes, skipped, GROUPS, BUCKETS, COLUMNS, OPERAND)
             table = tl.dot(member, -x.to(OPERAND), table)
         if cut <= stop:
-            several = query + tl.arange(0, QUERIES)
-            at = _cut(cuts, several, several < behind_query, _NEVER, origin, length)
             here = at <= stop
-            asked = _asked(query_packed, several, here, skipped, groups, GROUPS, BITS, TAU, WORDS,
-                           QUERIES, COLUMNS, OPERAND)  # fmt: skip
+            asked = _members(
+                tl.where(here[:, None], wanted, -1), skipped, GROUPS, BUCKETS, COLUMNS, OPERAND
+            )
             scale = _inverse_norm_of_sums(tl.sum(table * table, 1), most) / groups
-            unit = (table * scale[:, None]).to(OPERAND)
-            mean_t = tl.dot(tl.trans(unit), asked)
+            mean_t = tl.dot(tl.trans(table.to(OPERAND)), asked * scale.to(OPERAND)[:, None])
             target = interest + several[None, :] * size + column[:, None]
             mask = here[None, :] & (column < size)[:, None]
             if ADD:
                 mean_t += tl.load(target, mask=mask, other=0.0)
             tl.store(target, mean_t, mask=mask)
-            query += tl.sum(here.to(tl.int32), 0)
-            cut = _cut(cuts, query, query < behind_query, _NEVER, origin, length)
+            answered = tl.sum(here.to(tl.int32), 0)
+            query += answered
+            cut = tl.min(tl.where(here, _NEVER, at), 0)
+            several = query + tl.arange(0, QUERIES)
+            at, wanted = _load_queries(
+                cuts, query_packed, several, several < behind_query, _NEVER, origin, length, groups,
+                GROUPS, BITS, TAU, WORDS, QUERIES,
+            )  # fmt: skip
+            if answered == QUERIES:
+                cut = tl.min(at, 0)
         start = stop
 
 
@@ -432,23 +447,33 @@ def _walk_back(
     x_next, codes_next = _load_behaviours(
         values, ids, items, packed, row, row >= 0, size, GROUPS, BITS, TAU, WORDS, SIZE, LENGTH
     )
-    cut = _cut(cuts, query, query >= low_query, -1, origin, length)
+    several = query - tl.arange(0, QUERIES)
+    at, wanted = _load_queries(
+        cuts, query_packed, several, several >= low_query, -1, origin, length, groups, GROUPS, BITS,
+        TAU, WORDS, QUERIES,
+    )  # fmt: skip
+    given = _load_upstream(grad, several, several >= low_query, size, SIZE)
+    cut = tl.max(at, 0)
     while stop > 0:
         if cut >= stop:
-            several = query - tl.arange(0, QUERIES)
-            at = _cut(cuts, several, several >= low_query, -1, origin, length)
             here = at >= stop
-            asked = _asked(query_packed, several, here, skipped, groups, GROUPS, BITS, TAU, WORDS,
-                           QUERIES, COLUMNS, OPERAND)  # fmt: skip
-            upstream = tl.load(
-                grad + several[:, None] * size + column[None, :],
-                mask=here[:, None] & (column < size)[None, :],
-                other=0.0,
-            ).to(OPERAND)
+            asked = _members(
+                tl.where(here[:, None], wanted, -1), skipped, GROUPS, BUCKETS, COLUMNS, OPERAND
+            )
+            upstream = tl.where(here[:, None], given, 0.0).to(OPERAND)
             most = tl.maximum(most, tl.sum(minus * minus, 1))
             later = _add_request(later, minus, most, asked, upstream, groups, OPERAND)
-            query -= tl.sum(here.to(tl.int32), 0)
-            cut = _cut(cuts, query, query >= low_query, -1, origin, length)
+            answered = tl.sum(here.to(tl.int32), 0)
+            query -= answered
+            cut = tl.max(tl.where(here, -1, at), 0)
+            several = query - tl.arange(0, QUERIES)
+            at, wanted = _load_queries(
+                cuts, query_packed, several, several >= low_query, -1, origin, length, groups,
+                GROUPS, BITS, TAU, WORDS, QUERIES,
+            )  # fmt: skip
+            given = _load_upstream(grad, several, several >= low_query, size, SIZE)
+            if answered == QUERIES:
+                cut = tl.max(at, 0)
         if cut < stop:
             start = tl.maximum(tl.maximum(stop - LENGTH, cut), 0)
             row = stop - LENGTH + inner
@@ -489,6 +514,14 @@ def _walk_back(
         place = partial_of(offsets, user, rows, origin // TILE, TILE) * lines * size
         inside = (line < lines)[:, None] & (column < size)[None, :]
         tl.store(laters + place + line[:, None] * size + column[None, :], later, mask=inside)
+
+
+@triton.jit
+def _load_upstream(grad, query, there, size: tl.constexpr, SIZE: tl.constexpr):
+    """Return the gradients `[QUERIES, SIZE]` of interests, zeros where there is no query."""
+    column = tl.arange(0, SIZE)
+    mask = there[:, None] & (column < size)[None, :]
+    return tl.load(grad + query[:, None] * size + column[None, :], mask=mask, other=0.0)
 
 
 @triton.jit
