@@ -2,9 +2,10 @@
 
 Each operator runs at the shapes below. For each launch shape that a kernel asks for, its rule and
 its neighbours (half and twice the rows of a tile, 4 or 8 warps, a stage more or less) are timed
-within the operator, the cache flushed before each; what gives another result than the rule, or
-does not launch, is dropped. What beats the rule by 5% is written. Other processes compile before;
-what they compiled stays in Triton's cache, so that an interrupted run goes on from there.
+within the operator, the cache flushed before each; what gives another result than the rule, spills
+more registers, or does not launch, is dropped. What beats the rule by 5% is written. Other
+processes compile before; what they compiled stays in Triton's cache, so that an interrupted run
+goes on from there.
 
     python experiments/tune_kernels.py --output kernels/core/tuned/h200.json --gpu "NVIDIA H200"
 """
@@ -14,18 +15,21 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import triton
 from torch import Tensor
 from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources, PTXASError
+from triton.runtime.jit import JITFunction
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -145,6 +149,21 @@ def alike(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> bool:
     )
 
 
+@contextmanager
+def spills() -> Iterator[list[int]]:
+    """Collect how many registers each kernel that is launched within spills."""
+    spilled: list[int] = []
+    launch = JITFunction.run
+
+    def run(self: JITFunction[Any], *args: Any, **options: Any) -> Any:
+        kernel = launch(self, *args, **options)
+        spilled.append(kernel.n_spills)
+        return kernel
+
+    with mock.patch.object(JITFunction, "run", run):
+        yield spilled
+
+
 def compile_share(index: int, share: int, of: int) -> None:
     """Launch a share of all shapes of a case once, so that they lie in Triton's cache."""
     device = torch.device("cuda")
@@ -184,19 +203,32 @@ def tune(device: torch.device) -> dict[str, Any]:
 def _tune_case(
     call: Call, clock: Clock, gpu: str, case: str, rule: LaunchShape, best: dict[str, Any]
 ) -> None:
-    expected = _result(call, gpu, case, rule)
+    with spills() as by_rule:
+        expected = _result(call, gpu, case, rule)
     times: list[tuple[float, LaunchShape]] = []
     for shape in neighbours(rule):
-        found = _result(call, gpu, case, shape)
-        if found is None or expected is None or not alike(found, expected):
-            print(f"{call.name}: {case}: {shape} {'does not run' if found is None else 'errs'}")
+        with spills() as spilled:
+            found = _result(call, gpu, case, shape)
+        fault = _fault(found, expected, sum(spilled) - sum(by_rule))
+        if fault:
+            print(f"{call.name}: {case}: {shape} {fault}")
             continue
         with tuning.trying(gpu, case, shape):
             times.append((clock.time(call.run).device_ms, shape))
-    (by_rule, _), (least, shape) = times[0], min(times, key=lambda pair: pair[0])
-    if least < _GAIN * by_rule:
-        best[case] = {"shape": shape, "ms": round(least, 4), "rule_ms": round(by_rule, 4)}
-    print(f"{call.name}: {case}: {by_rule:.4f} by rule, {least:.4f} {shape}", flush=True)
+    (rule_ms, _), (least_ms, shape) = times[0], min(times, key=lambda pair: pair[0])
+    if least_ms < _GAIN * rule_ms:
+        best[case] = {"shape": shape, "ms": round(least_ms, 4), "rule_ms": round(rule_ms, 4)}
+    print(f"{call.name}: {case}: {rule_ms:.4f} by rule, {least_ms:.4f} {shape}", flush=True)
+
+
+def _fault(
+    found: tuple[Tensor, ...] | None, expected: tuple[Tensor, ...] | None, spilled: int
+) -> str | None:
+    if found is None or expected is None:
+        return "does not run"
+    if not alike(found, expected):
+        return "errs"
+    return "spills" if spilled > 0 else None
 
 
 def parse() -> argparse.Namespace:

@@ -414,9 +414,9 @@ def _forward_shape(values: Tensor, columns: int, products: int) -> LaunchShape:
         rule["LENGTH"] = 128
     if exact or size > 128:
         rule = {"LENGTH": 64, "STAGES": 2, "num_warps": 8}
-    if exact and size <= 64 and columns <= 16:
+    if exact and size <= 64 and columns <= 16 and not older:
         rule["num_warps"] = 4
-    if exact and (older or size > 64):
+    elif exact and (older or size > 64):
         rule["LENGTH"] = 16 if size > 64 and columns > 64 else 32
     sizes = (padded_size(size), columns, products)
     return launch_shape("attend", values.device, values.dtype, *sizes, rule=rule)
@@ -426,7 +426,7 @@ def _backward_shape(grad: Tensor, columns: int) -> LaunchShape:
     size, older = grad.shape[2], dispatch.before_hopper(grad)
     wide = size > 128 or (size > 64 and grad.dtype == torch.float32)
     rule = {
-        "LENGTH": 64 if size > 128 or (older and size > 64) else 128,
+        "LENGTH": 32 if size > 128 else 64 if older and size > 64 else 128,
         "STAGES": 1 if size > 128 or older else 3,
         "num_warps": 8 if wide or size * columns > 4096 else 4,
     }

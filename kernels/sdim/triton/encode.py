@@ -358,11 +358,11 @@ def _shape(values: Tensor, columns: int, products: int) -> LaunchShape:
     rule = {"LENGTH": 64 if size > 64 else 128, "STAGES": 3, "num_warps": 4}
     if exact and not older and size <= 64:
         rule = {"LENGTH": 64, "STAGES": 2, "num_warps": 4}
+    elif exact and not older and size <= 128:
+        rule = {"LENGTH": 16, "STAGES": 2, "num_warps": 8}
     elif exact or older or size > 128:
-        short = size > 128 or (exact and older)
+        short = size > 128 or exact
         rule = {"LENGTH": 32 if short else 64, "STAGES": 2, "num_warps": 8}
-    if exact and not older and 64 < size <= 128:
-        rule["LENGTH"] = 16
     sizes = (padded_size(size), columns, products)
     return launch_shape("encode", values.device, values.dtype, *sizes, rule=rule)
 
@@ -370,7 +370,7 @@ def _shape(values: Tensor, columns: int, products: int) -> LaunchShape:
 def _backward_shape(grad_table: Tensor, dtype: torch.dtype, packing: Packing) -> LaunchShape:
     size, older = grad_table.shape[3], dispatch.before_hopper(grad_table)
     rule = {"LENGTH": 128, "STAGES": 3, "num_warps": 4}
-    if dtype == torch.float32 and size <= 64 and not older:
+    if dtype == torch.float32 and size <= 128 and not older:
         rule["STAGES"] = 2
     elif dtype == torch.float32 or size > 128 or older:
         rule = {"LENGTH": 64, "STAGES": 2, "num_warps": 8}

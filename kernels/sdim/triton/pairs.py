@@ -337,6 +337,8 @@ def _shape_of_behaviours(values: Tensor, code: dict[str, int]) -> LaunchShape:
         "STAGES": 1 if wide else 2,
         "num_warps": 8 if older or wide or size > 64 else 4,
     }
+    if values.dtype == torch.float32 and size <= 64 and not older:
+        rule = {"LENGTH": 64, "STAGES": 1, "num_warps": 4}
     sizes = _sizes(size, code)
     return launch_shape("pairs_backward", values.device, values.dtype, *sizes, rule=rule)
 

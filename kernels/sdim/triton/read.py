@@ -234,7 +234,7 @@ def _shape(queries: Tensor, packing: Packing, products: int) -> LaunchShape:
 
 def _backward_shape(table: Tensor, columns: int) -> LaunchShape:
     size, older = table.shape[3], dispatch.before_hopper(table)
-    rule = {"LENGTH": 64, "STAGES": 2 if size > 64 else 1, "num_warps": 8 if size > 64 else 4}
+    rule = {"LENGTH": 64, "STAGES": 1, "num_warps": 8 if size > 64 else 4}
     if older:
         rule = {"LENGTH": 32, "STAGES": 2, "num_warps": 8}
     sizes = (padded_size(size), columns)

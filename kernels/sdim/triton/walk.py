@@ -87,30 +87,6 @@ def _members(
 
 
 @triton.jit
-def _load_queries(
-    cuts,
-    query_packed,
-    query,
-    there,
-    missing,
-    origin,
-    length,
-    groups: tl.constexpr,
-    GROUPS: tl.constexpr,
-    BITS: tl.constexpr,
-    TAU: tl.constexpr,
-    WORDS: tl.constexpr,
-    QUERIES: tl.constexpr,
-):
-    """Return cuts `[QUERIES]`, as `_cut` does, and codes `[QUERIES, GROUPS]` of queries.
-
-    Walks load them long before they meet them, for a GPU waits long for what it loads.
-    """
-    at = _cut(cuts, query, there, missing, origin, length)
-    return at, load_wanted(query_packed, query, there, groups, GROUPS, BITS, TAU, WORDS, QUERIES)
-
-
-@triton.jit
 def _load_behaviours(
     values,
     ids,
@@ -304,10 +280,10 @@ def _walk(
         LENGTH,
     )  # fmt: skip
     several = query + tl.arange(0, QUERIES)
-    at, wanted = _load_queries(
-        cuts, query_packed, several, several < behind_query, _NEVER, origin, length, groups, GROUPS,
-        BITS, TAU, WORDS, QUERIES,
-    )  # fmt: skip
+    there = several < behind_query
+    # Loaded before they are met, for loads take long.
+    at = _cut(cuts, several, there, _NEVER, origin, length)
+    wanted = load_wanted(query_packed, several, there, groups, GROUPS, BITS, TAU, WORDS, QUERIES)
     cut = tl.min(at, 0)
     while query < behind_query:
         stop = tl.minimum(start + LENGTH, tl.maximum(cut, start))
@@ -344,10 +320,11 @@ def _walk(
             query += answered
             cut = tl.min(tl.where(here, _NEVER, at), 0)
             several = query + tl.arange(0, QUERIES)
-            at, wanted = _load_queries(
-                cuts, query_packed, several, several < behind_query, _NEVER, origin, length, groups,
-                GROUPS, BITS, TAU, WORDS, QUERIES,
-            )  # fmt: skip
+            there = several < behind_query
+            at = _cut(cuts, several, there, _NEVER, origin, length)
+            wanted = load_wanted(
+                query_packed, several, there, groups, GROUPS, BITS, TAU, WORDS, QUERIES
+            )
             if answered == QUERIES:
                 cut = tl.min(at, 0)
         start = stop
@@ -448,30 +425,31 @@ def _walk_back(
         values, ids, items, packed, row, row >= 0, size, GROUPS, BITS, TAU, WORDS, SIZE, LENGTH
     )
     several = query - tl.arange(0, QUERIES)
-    at, wanted = _load_queries(
-        cuts, query_packed, several, several >= low_query, -1, origin, length, groups, GROUPS, BITS,
-        TAU, WORDS, QUERIES,
-    )  # fmt: skip
-    given = _load_upstream(grad, several, several >= low_query, size, SIZE)
+    at = _cut(cuts, several, several >= low_query, -1, origin, length)
     cut = tl.max(at, 0)
     while stop > 0:
         if cut >= stop:
             here = at >= stop
+            there = several >= low_query
+            wanted = load_wanted(
+                query_packed, several, there, groups, GROUPS, BITS, TAU, WORDS, QUERIES
+            )
+            upstream = tl.load(
+                grad + several[:, None] * size + column[None, :],
+                mask=there[:, None] & (column < size)[None, :],
+                other=0.0,
+            )
             asked = _members(
                 tl.where(here[:, None], wanted, -1), skipped, GROUPS, BUCKETS, COLUMNS, OPERAND
             )
-            upstream = tl.where(here[:, None], given, 0.0).to(OPERAND)
+            upstream = tl.where(here[:, None], upstream, 0.0).to(OPERAND)
             most = tl.maximum(most, tl.sum(minus * minus, 1))
             later = _add_request(later, minus, most, asked, upstream, groups, OPERAND)
             answered = tl.sum(here.to(tl.int32), 0)
             query -= answered
             cut = tl.max(tl.where(here, -1, at), 0)
             several = query - tl.arange(0, QUERIES)
-            at, wanted = _load_queries(
-                cuts, query_packed, several, several >= low_query, -1, origin, length, groups,
-                GROUPS, BITS, TAU, WORDS, QUERIES,
-            )  # fmt: skip
-            given = _load_upstream(grad, several, several >= low_query, size, SIZE)
+            at = _cut(cuts, several, several >= low_query, -1, origin, length)
             if answered == QUERIES:
                 cut = tl.max(at, 0)
         if cut < stop:
@@ -514,14 +492,6 @@ def _walk_back(
         place = partial_of(offsets, user, rows, origin // TILE, TILE) * lines * size
         inside = (line < lines)[:, None] & (column < size)[None, :]
         tl.store(laters + place + line[:, None] * size + column[None, :], later, mask=inside)
-
-
-@triton.jit
-def _load_upstream(grad, query, there, size: tl.constexpr, SIZE: tl.constexpr):
-    """Return the gradients `[QUERIES, SIZE]` of interests, zeros where there is no query."""
-    column = tl.arange(0, SIZE)
-    mask = there[:, None] & (column < size)[None, :]
-    return tl.load(grad + query[:, None] * size + column[None, :], mask=mask, other=0.0)
 
 
 @triton.jit
@@ -726,10 +696,7 @@ def _code(packing: Packing, size: int, share: _Share, limited: bool) -> dict[str
 
 def _shape(values: Tensor, packing: Packing, *, back: bool, limited: bool) -> LaunchShape:
     size = values.shape[1]
-    rule = {
-        "LENGTH": 16 if back and limited and size <= 64 else 32,
-        "num_warps": 4 if size <= 64 else 8,
-    }
+    rule = {"LENGTH": 16 if back and limited else 32, "num_warps": 4 if size <= 64 else 8}
     name = ("walk_back" if back else "walk") + (" the last" if limited else "")
     sizes = (padded_size(size), min(packing.padded_rows, walk_rows(size)))
     return launch_shape(name, values.device, values.dtype, *sizes, rule=rule)
