@@ -164,16 +164,51 @@ def spills() -> Iterator[list[int]]:
         yield spilled
 
 
-def compile_share(index: int, share: int, of: int) -> None:
-    """Launch a share of all shapes of a case once, so that they lie in Triton's cache."""
-    device = torch.device("cuda")
-    gpu = tuning.gpu_name(device)
-    for call in calls(CASES[index], device):
+@dataclass(frozen=True)
+class Wish:
+    """A launch shape to find: what asks for it, under which name, and the rule's answer."""
+
+    index: int  # of CASES
+    call: str
+    case: str
+    rule: LaunchShape
+
+
+def wishes(index: int) -> list[Wish]:
+    """Return what the kernels of a case ask for."""
+    found = []
+    for call in calls(CASES[index], torch.device("cuda")):
         with tuning.asked() as record:
             call.run()
-        tries = [(case, shape) for case, rule in record.items() for shape in neighbours(rule)]
-        for case, shape in tries[share::of]:
-            _result(call, gpu, case, shape)
+        found += [Wish(index, call.name, case, rule) for case, rule in record.items()]
+    return found
+
+
+def compile_share(index: int, tries: list[tuple[Wish, LaunchShape]]) -> None:
+    """Launch shapes of a case once, so that they lie in Triton's cache."""
+    device = torch.device("cuda")
+    for call in calls(CASES[index], device):
+        for wish, shape in tries:
+            if wish.call == call.name:
+                _result(call, tuning.gpu_name(device), wish.case, shape)
+
+
+def all_wishes(pool: ProcessPoolExecutor) -> dict[str, Wish]:
+    """Return the first wish of each case, with all its shapes compiled."""
+    found: dict[str, Wish] = {}
+    for wanted in pool.map(wishes, range(len(CASES))):
+        for wish in wanted:
+            found.setdefault(wish.case, wish)
+    waiting = []
+    for index in range(len(CASES)):
+        own = [wish for wish in found.values() if wish.index == index]
+        tries = [(wish, shape) for wish in own for shape in neighbours(wish.rule)]
+        shares = (tries[share::_SHARES] for share in range(_SHARES))
+        waiting += [pool.submit(compile_share, index, share) for share in shares]
+    for count, future in enumerate(as_completed(waiting), 1):
+        future.result()
+        print(f"compiled {count} of {len(waiting)} shares", flush=True)
+    return found
 
 
 def _result(call: Call, gpu: str, case: str, shape: LaunchShape) -> tuple[Tensor, ...] | None:
@@ -184,19 +219,15 @@ def _result(call: Call, gpu: str, case: str, shape: LaunchShape) -> tuple[Tensor
             return None
 
 
-def tune(device: torch.device) -> dict[str, Any]:
+def tune(device: torch.device, wanted: dict[str, Wish]) -> dict[str, Any]:
     """Return the best shapes by case, of those that beat their rule."""
-    gpu, clock = tuning.gpu_name(device), Clock.on(device, _SECONDS)
+    clock = Clock.on(device, _SECONDS)
     best: dict[str, Any] = {}
-    done: set[str] = set()
-    for index in range(len(CASES)):
-        for call in calls(CASES[index], device):
-            with tuning.asked() as record:
-                call.run()
-            for case, rule in record.items():
-                if case not in done:
-                    done.add(case)
-                    _tune_case(call, clock, gpu, case, rule, best)
+    for index, case in enumerate(CASES):
+        for call in calls(case, device):
+            for wish in wanted.values():
+                if (wish.index, wish.call) == (index, call.name):
+                    _tune_case(call, clock, tuning.gpu_name(device), wish.case, wish.rule, best)
     return best
 
 
@@ -248,15 +279,8 @@ def main() -> None:
     given, device = parse(), torch.device("cuda")
     given.output.parent.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(given.processes, get_context("spawn")) as pool:
-        waiting = [
-            pool.submit(compile_share, index, share, _SHARES)
-            for index in range(len(CASES))
-            for share in range(_SHARES)
-        ]
-        for count, future in enumerate(as_completed(waiting), 1):
-            future.result()
-            print(f"compiled {count} of {len(waiting)} shares", flush=True)
-    cases = tune(device)
+        wanted = all_wishes(pool)
+    cases = tune(device, wanted)
     name = tuning.gpu_name(device)
     facts = {
         "gpu": given.gpu or name,
