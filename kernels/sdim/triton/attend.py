@@ -341,7 +341,7 @@ def attend(
         KEEP=keep,
         PRODUCTS=products,
         PARTS=parts(values.dtype),
-        **_forward_shape(values, at_once * groups, products if fused else 0),
+        **_forward_shape(values, at_once * groups, products * packing.columns if fused else 0),
     )
     _finish[(users * candidates,)](
         offsets,
@@ -406,11 +406,11 @@ def attend_backward(
     return out.to(grad.dtype)
 
 
-def _forward_shape(values: Tensor, columns: int, products: int) -> LaunchShape:
+def _forward_shape(values: Tensor, columns: int, hashed: int) -> LaunchShape:
     size, older = values.shape[1], dispatch.before_hopper(values)
     exact = values.dtype == torch.float32
     rule = {"LENGTH": 64, "STAGES": 3, "num_warps": 8 if columns > 64 else 4}
-    if size <= 64 and columns <= 16 and products == 1 and not older:
+    if size <= 64 and columns <= 16 and hashed <= 64 and not older:
         rule["LENGTH"] = 128
     if exact or size > 128:
         rule = {"LENGTH": 64, "STAGES": 2, "num_warps": 8}
@@ -418,7 +418,7 @@ def _forward_shape(values: Tensor, columns: int, products: int) -> LaunchShape:
         rule["num_warps"] = 4
     elif exact and (older or size > 64):
         rule["LENGTH"] = 16 if size > 64 and columns > 64 else 32
-    sizes = (padded_size(size), columns, products)
+    sizes = (padded_size(size), columns, hashed)
     return launch_shape("attend", values.device, values.dtype, *sizes, rule=rule)
 
 
