@@ -226,20 +226,31 @@ def tune(device: torch.device, wanted: dict[str, list[Wish]]) -> dict[str, Any]:
     """Return the best shapes by case, of those that beat their rule."""
     clock = Clock.on(device, _SECONDS)
     every = [{call.name: call for call in calls(case, device)} for case in CASES]
-    best: dict[str, Any] = {}
-    for case, asking in wanted.items():
-        shapes = neighbours(asking[0].rule)
-        shares = [_shares(every[wish.index][wish.call], clock, case, shapes) for wish in asking]
-        means = {
-            number: fmean(of_shape)
-            for number, of_shape in enumerate(zip(*shares, strict=True))
-            if max(of_shape) < _LOSS
-        }
-        number = min(means, key=means.__getitem__)
-        if means[number] < _GAIN:
-            best[case] = {"shape": shapes[number], "share_of_rule": round(means[number], 3)}
-        print(f"{case}: {means[number]:.3f} of the rule's time by {shapes[number]}", flush=True)
-    return best
+    found = {
+        case: best_shape(
+            [every[wish.index][wish.call] for wish in asking], clock, case, asking[0].rule
+        )
+        for case, asking in wanted.items()
+    }
+    return {case: entry for case, entry in found.items() if entry}
+
+
+def best_shape(
+    asking: list[Call], clock: Clock, case: str, rule: LaunchShape
+) -> dict[str, Any] | None:
+    """Return the shape that is best for all calls that ask for a case, None if that is the rule."""
+    shapes = neighbours(rule)
+    times = [_shares(call, clock, case, shapes) for call in asking]
+    means = {
+        number: fmean(shares)
+        for number, shares in enumerate(zip(*times, strict=True))
+        if max(shares) < _LOSS
+    }
+    number = min(means, key=means.__getitem__)
+    print(f"{case}: {means[number]:.3f} of the rule's time by {shapes[number]}", flush=True)
+    if means[number] >= _GAIN:
+        return None
+    return {"shape": shapes[number], "share_of_rule": round(means[number], 3)}
 
 
 def _shares(call: Call, clock: Clock, case: str, shapes: list[LaunchShape]) -> list[float]:

@@ -43,17 +43,28 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[[], LaunchShape]:
     return lambda: tuning.launch_shape("kernel", torch.device("meta"), torch.float32, 64, rule=RULE)
 
 
-def test_the_fastest_shape_that_gives_the_same_is_kept(asked: Callable[[], LaunchShape]) -> None:
+def test_the_shape_is_kept_that_is_best_for_all_and_gives_the_same(
+    asked: Callable[[], LaunchShape],
+) -> None:
     def run() -> tuple[torch.Tensor, ...]:
         shape = asked()  # eight warps err, and would be the fastest
         return (torch.full((3,), 2.0 if shape["num_warps"] == 8 else 1.0),)
 
-    def time(run: Callable[[], object]) -> SimpleNamespace:
-        shape = asked()
-        return SimpleNamespace(device_ms=shape["LENGTH"] / shape["num_warps"])
+    def also_run() -> tuple[torch.Tensor, ...]:
+        return run()
 
-    best: dict[str, Any] = {}
-    clock: Any = SimpleNamespace(time=time)
-    tune_kernels._tune_case(Call("call", run), clock, "NVIDIA X1", CASE, RULE, best)
-    assert best == {CASE: {"shape": {**RULE, "LENGTH": 32}, "ms": 8.0, "rule_ms": 16.0}}
+    def time(timed: Callable[[], object]) -> SimpleNamespace:
+        length, stages = asked()["LENGTH"], asked().get("STAGES")
+        if timed is run:  # to which a third stage would be best, and loses in the other
+            return SimpleNamespace(device_ms=1 if stages == 3 else length)
+        return SimpleNamespace(device_ms=200 if stages == 3 else 100)
+
+    clock: Any = SimpleNamespace(time=time, device=torch.device("meta"))
+    one, two = Call("one", run), Call("two", also_run)
+    third, short = {**RULE, "STAGES": 3}, {**RULE, "LENGTH": 32}
+    found = tune_kernels.best_shape([one], clock, CASE, RULE)
+    assert found == {"shape": third, "share_of_rule": round(1 / 64, 3)}
+    found = tune_kernels.best_shape([one, two], clock, CASE, RULE)
+    assert found == {"shape": short, "share_of_rule": 0.75}
+    assert tune_kernels.best_shape([two], clock, CASE, RULE) is None
     assert asked() == RULE
