@@ -150,7 +150,7 @@ def _dense_at(shape: Shape, keys: bool = False) -> None:
     dense.attend_at_backward(interest, interest, log_sums, *rest)
 
 
-_OPERATORS: dict[str, Callable[[Shape], object]] = {
+SDIM: dict[str, Callable[[Shape], object]] = {
     "codes": _codes,
     "encode": _encode,
     "read": _read,
@@ -158,6 +158,9 @@ _OPERATORS: dict[str, Callable[[Shape], object]] = {
     "attend to many": partial(_attend, candidates=100),
     "attend_at": _attend_at,
     "attend_at the last": partial(_attend_at, last=2000),
+}
+_OPERATORS: dict[str, Callable[[Shape], object]] = {
+    **SDIM,
     "sums by item": _sum_by_item,
     "dense": _dense,
     "dense at cuts": _dense_at,

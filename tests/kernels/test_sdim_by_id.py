@@ -273,4 +273,8 @@ def test_compiles_once_without_graph_breaks_forward_and_backward(impl: Impl) -> 
     ):
         h = HistoriesById.of_part(draw(lengths, SMALL, queries=queries))
         with torch.compiler.set_stance(stance):
-            assert_same_bits(gradient_of(compiled, h), gradient_of(function, h))
+            found = gradient_of(compiled, h)
+        if impl == "triton":
+            assert_same_bits(found, gradient_of(function, h))
+        else:  # on a GPU torch adds in any order
+            torch.testing.assert_close(found, gradient_of(function, h), **TOLERANCE[torch.float32])

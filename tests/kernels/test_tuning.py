@@ -2,12 +2,17 @@
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 import torch
 
+from experiments.tune_kernels import CASES
 from hashtab.kernels.core import tuning
+from tests.kernels.launches import Shape
+from tests.kernels.triton_compile import asked_for, use_compiler
 
 RULE = {"LENGTH": 64, "STAGES": 3, "num_warps": 4}
 DEVICE = torch.device("meta")
@@ -55,3 +60,16 @@ def test_each_who_asks_hears_what_kernels_ask_for_within(gpu: str) -> None:
         asked(64)
     assert inner == {}
     assert outer == {"encode bfloat16 64": RULE}
+
+
+def test_files_hold_what_kernels_ask_for(tmp_path: Path) -> None:
+    shapes = [Shape(c.dtype, c.size, c.tau, c.groups, c.planes_dtype) for c in CASES]
+    context = get_context("spawn")
+    with ProcessPoolExecutor(1, context, use_compiler, (str(tmp_path),)) as pool:
+        rules = pool.submit(asked_for, 90, shapes).result()
+    for path in tuning.FOLDER.glob("*.json"):
+        file = json.loads(path.read_text())
+        assert file["gpu"] in file["measured_on"]
+        for case, entry in file["cases"].items():
+            assert entry["shape"] != rules[case]
+            assert entry["shape"].keys() == rules[case].keys()

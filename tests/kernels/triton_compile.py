@@ -14,8 +14,12 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
+
+if TYPE_CHECKING:
+    from hashtab.kernels.core.tuning import LaunchShape
+    from tests.kernels.launches import Shape
 
 _RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)")
 _DOT = re.compile(
@@ -124,6 +128,28 @@ def _compiling(capability: int) -> Iterator[list[Any]]:
     with mock.patch.object(JITFunction, "run", compile_only), found_capability, measured:
         yield kernels
     kernels.extend(found.values())
+
+
+def asked_for(capability: int, shapes: list["Shape"]) -> dict[str, "LaunchShape"]:
+    """Return the rules of all that SDIM's kernels ask for on behaviours and codes of these shapes.
+
+    Nothing is compiled, so this takes no time.
+    """
+    from triton.runtime.jit import JITFunction
+
+    from hashtab.kernels.core import dispatch, tuning
+    from tests.kernels.launches import SDIM
+
+    found_capability = mock.patch.object(
+        dispatch, "capability", return_value=divmod(capability, 10)
+    )
+    nothing = mock.patch.object(JITFunction, "run", return_value=None)
+    unknown = mock.patch.object(tuning, "gpu_name", return_value="")
+    with nothing, found_capability, unknown, tuning.asked() as record:
+        for shape in shapes:
+            for launch in SDIM.values():
+                launch(shape)
+    return record
 
 
 def use_compiler(cache: str) -> None:
