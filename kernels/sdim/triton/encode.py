@@ -39,6 +39,7 @@ from hashtab.kernels.sdim.triton.sums import (
     partial_sums,
     parts,
     piece,
+    place_of,
     sum_of_pieces,
 )
 
@@ -70,19 +71,20 @@ def _encode(
     TILE: tl.constexpr,
     LENGTH: tl.constexpr,
     HASH: tl.constexpr,
-    ALONE: tl.constexpr,
+    LAST: tl.constexpr,
     PRODUCTS: tl.constexpr,
     PARTS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     """Sum a piece of a user into `lines` rows of a table, behind those that are skipped.
 
-    It is the whole of a user only if such users are wanted (ALONE).
+    Users' last pieces are left out unless wanted (LAST).
     """
     user, begin, end, alone = piece(offsets, users, rows, TILE)
     if (begin >= end) & (alone == 0):
         return
-    if alone & (ALONE == 0):
+    first, behind = span(offsets, user, rows)
+    if (LAST == 0) & (end == behind):
         return
     BUCKETS: tl.constexpr = 1 << TAU
     first_line = tl.program_id(1) * COLUMNS
@@ -117,9 +119,12 @@ def _encode(
     if alone:
         tl.store(table + user * width + within, sums_t, mask=inside)
     else:
-        first, _ = span(offsets, user, rows)
-        target = partial + partial_of(offsets, user, rows, (begin - first) // TILE, TILE) * width
-        tl.store(target + within, sums_t, mask=inside)
+        index = (begin - first) // TILE
+        if LAST:
+            place = partial_of(offsets, user, rows, index, TILE)
+        else:
+            place = place_of(offsets, user, rows, index, TILE)
+        tl.store(partial + place * width + within, sums_t, mask=inside)
 
 
 @triton.jit
@@ -275,7 +280,7 @@ def encode(
         COLUMNS=columns,
         TILE=tile,
         HASH=fused,
-        ALONE=True,
+        LAST=True,
         PRODUCTS=products,
         PARTS=parts(values.dtype),
         **_shape(values, columns, products if fused else 0),
@@ -287,7 +292,7 @@ def encode(
     return table, packed
 
 
-def pieces_of_tables(
+def sums_before_last(
     values: Tensor,
     offsets: Tensor,
     packed: Tensor,
@@ -297,18 +302,18 @@ def pieces_of_tables(
     lines: int,
     ids: Tensor | None = None,
 ) -> Tensor:
-    """Return sums of each piece of users who have several, where `partial_of` says.
+    """Return sums of each piece of users but the last, where `place_of` says.
 
     Of `lines` rows of a table, behind those that are skipped, a multiple of `columns_at_once`.
     """
     rows, size, users = packed.shape[0], values.shape[1], offsets.shape[0] - 1
     columns = _columns(packing, values)
-    partial = partial_sums(rows, tile, lines * size, values)
+    partial = values.new_empty(rows // tile, lines * size, dtype=torch.float32)
     _encode[slots(users, rows, tile), triton.cdiv(lines, columns)](
         values, ids, values.shape[0], offsets, packed, partial, packed, partial, users, rows,
         skipped, lines, size,
         TAU=packing.tau, BITS=packing.bits, GROUPS=packing.padded_groups, WORDS=packing.words,
-        SIZE=padded_size(size), COLUMNS=columns, TILE=tile, HASH=False, ALONE=False,
+        SIZE=padded_size(size), COLUMNS=columns, TILE=tile, HASH=False, LAST=False,
         PRODUCTS=0, PARTS=parts(values.dtype), **_shape(values, columns, 0),
     )  # fmt: skip
     return partial

@@ -74,6 +74,16 @@ def partial_of(offsets, user, rows, index, TILE: tl.constexpr):
 
 
 @triton.jit
+def place_of(offsets, user, rows, index, TILE: tl.constexpr):
+    """Return where the sums of a user's piece lie that is not the last: one for a tile of rows.
+
+    It holds TILE rows, so no other piece that is not the last begins on the same tile.
+    """
+    first, _ = span(offsets, user, rows)
+    return first // TILE + tl.maximum(index, 0)  # below 0 if offsets are wrong
+
+
+@triton.jit
 def sum_of_pieces(
     partial,
     offsets,

@@ -3,8 +3,8 @@
 A walk keeps a user's table in registers, or 128 rows of a larger one; the walks add to each other.
 It adds behaviours in blocks, by products with their one-hot codes, up to the next cut; there one
 product of the candidates' codes with the unit sums answers all candidates of a request. So time
-grows with behaviours plus requests. A program takes a piece of a user; tables at the begin of later
-pieces come from earlier ones' sums.
+grows with behaviours plus requests. A program takes a piece of a user; where earlier pieces end,
+tables come from their sums.
 
 Backward walks in reverse, and takes behaviours out of the table again. All candidates of a request
 share the sums S that it met: the gradient of a bucket is `(U - (u . U) u) / (G |S|)`, u = S / |S|,
@@ -27,10 +27,10 @@ from hashtab.kernels.core.dispatch import interpreted
 from hashtab.kernels.core.tiles import UNSPECIALIZED, first_above, slots, span
 from hashtab.kernels.core.tuning import LaunchShape, launch_shape
 from hashtab.kernels.sdim.packing import Packing, walk_rows
-from hashtab.kernels.sdim.triton.encode import pieces_of_tables
+from hashtab.kernels.sdim.triton.encode import sums_before_last
 from hashtab.kernels.sdim.triton.hashing import load_codes, load_wanted
 from hashtab.kernels.sdim.triton.rows import gather_rows, load_rows, padded_size
-from hashtab.kernels.sdim.triton.sums import inverse_norm, partial_of, piece
+from hashtab.kernels.sdim.triton.sums import inverse_norm, piece, place_of
 
 TILE = 2048  # rows of a piece
 NO_LIMIT = 2**62  # to the latest behaviours that a query sees
@@ -151,15 +151,15 @@ def _load_table(
     offsets,
     user,
     rows,
-    origin,
+    index,
     lines,
     size: tl.constexpr,
     SIZE: tl.constexpr,
     COLUMNS: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Return `[COLUMNS, SIZE]` float32, what is kept for the piece at `origin` of a user."""
-    place = partial_of(offsets, user, rows, origin // TILE, TILE) * lines * size
+    """Return `[COLUMNS, SIZE]` float32, what is kept where a user's piece ends, not the last."""
+    place = place_of(offsets, user, rows, index, TILE) * lines * size
     return load_rows(tables + place, tl.arange(0, COLUMNS), lines, size, SIZE)
 
 
@@ -191,18 +191,18 @@ def _table_before(
 ):
     """Return the sums of a user's behaviours before the piece at `origin`, if LIMITED from `low`.
 
-    `tables` hold that for each piece. If LIMITED, they hold each piece's own sums; those from `low`
-    on are added, and the behaviours of the piece that `low` cuts apart. `values` (or `ids`) and
-    `packed` begin with the piece.
+    `tables` hold that where a piece ends. If LIMITED, they hold each piece's own sums; those from
+    `low` on are added, and the behaviours of the piece that `low` cuts apart. `values` (or `ids`)
+    and `packed` begin with the piece.
     """
     if not LIMITED:
-        return _load_table(tables, offsets, user, rows, origin, lines, size, SIZE, COLUMNS, TILE)
+        return _load_table(
+            tables, offsets, user, rows, origin // TILE - 1, lines, size, SIZE, COLUMNS, TILE
+        )
     table = tl.zeros([COLUMNS, SIZE], tl.float32)
     whole = (low + TILE - 1) // TILE
     for index in range(whole, origin // TILE):
-        table += _load_table(
-            tables, offsets, user, rows, index * TILE, lines, size, SIZE, COLUMNS, TILE
-        )
+        table += _load_table(tables, offsets, user, rows, index, lines, size, SIZE, COLUMNS, TILE)
     return _add_range(
         table, values, ids, items, packed, low - origin, whole * TILE - origin, skipped, size,
         GROUPS, BITS, TAU, WORDS, SIZE, COLUMNS, LENGTH, OPERAND,
@@ -378,9 +378,9 @@ def _walk_back(
     user, begin, end, alone = piece(offsets, users, rows, TILE)
     if begin >= end:
         return
-    if alone & (EMIT == 0):
-        return
     first, behind = span(offsets, user, rows)
+    if (EMIT == 0) & (begin == first):
+        return
     origin = begin - first
     last = tl.cast(last, tl.int64)
     if FALLEN and behind - first <= last:
@@ -408,9 +408,10 @@ def _walk_back(
                 tl.minimum(low, origin), skipped, lines, size, GROUPS, BITS, TAU, WORDS, SIZE,
                 COLUMNS, TILE, LENGTH, LIMITED, OPERAND,
             )  # fmt: skip
-        if EMIT:
-            later = _load_table(laters, offsets, user, rows, origin, lines, size, SIZE, COLUMNS,
-                                TILE)  # fmt: skip
+        if EMIT and end < behind:
+            later = _load_table(
+                laters, offsets, user, rows, origin // TILE, lines, size, SIZE, COLUMNS, TILE
+            )
     table = _add_range(
         table, values, ids, items, packed, tl.cast(tl.maximum(low - origin, 0), tl.int32), length,
         skipped, size, GROUPS, BITS, TAU, WORDS, SIZE, COLUMNS, LENGTH, OPERAND,
@@ -489,7 +490,7 @@ def _walk_back(
                 )
             stop = start
     if not EMIT:
-        place = partial_of(offsets, user, rows, origin // TILE, TILE) * lines * size
+        place = place_of(offsets, user, rows, origin // TILE - 1, TILE) * lines * size
         inside = (line < lines)[:, None] & (column < size)[None, :]
         tl.store(laters + place + line[:, None] * size + column[None, :], later, mask=inside)
 
@@ -553,7 +554,7 @@ def _store_gradients(
 def _accumulate(
     offsets, tables, rows, width, TILE: tl.constexpr, BLOCK: tl.constexpr, REVERSE: tl.constexpr
 ):
-    """Replace a user's sums by piece by those of all pieces before, or with REVERSE behind."""
+    """Add to what is kept where a user's pieces end what is kept before, or with REVERSE behind."""
     user = tl.program_id(0).to(tl.int64)
     begin, end = span(offsets, user, rows)
     pieces = (end - begin + TILE - 1) // TILE
@@ -562,12 +563,11 @@ def _accumulate(
     element = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = element < width
     total = tl.zeros([BLOCK], tl.float32)
-    for step in range(0, pieces):
-        index = pieces - 1 - step if REVERSE else step
-        place = tables + partial_of(offsets, user, rows, index, TILE) * width + element
-        own = tl.load(place, mask=inside, other=0.0)
+    for step in range(0, pieces - 1):
+        index = pieces - 2 - step if REVERSE else step
+        place = tables + place_of(offsets, user, rows, index, TILE) * width + element
+        total += tl.load(place, mask=inside, other=0.0)
         tl.store(place, total, mask=inside)
-        total += own
 
 
 def attend_at(
@@ -665,7 +665,7 @@ def _tables(
     rows = packed.shape[0]
     if rows <= TILE:
         return values.new_empty(0, dtype=torch.float32)
-    tables = pieces_of_tables(values, offsets, packed, packing, TILE, *share, ids)
+    tables = sums_before_last(values, offsets, packed, packing, TILE, *share, ids)
     if not limited:
         _add_up(tables, offsets, rows, reverse=False)
     return tables
