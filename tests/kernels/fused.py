@@ -8,11 +8,13 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from hashtab.kernels import sdim
 from hashtab.kernels.core.precision import sums_dtype
@@ -208,6 +210,11 @@ def with_gradient(function: Callable[[Tensor], Tensor], rows: Tensor) -> list[Te
     return [out.detach(), *torch.autograd.grad(out, leaf, upstream(out))]
 
 
+def gradient_of(function: Callable[..., Tensor], h: Histories) -> list[Tensor]:
+    """Return a function's result and its gradient by the behaviours, which it takes first."""
+    return with_gradient(lambda values: function(values, h), h.values)
+
+
 def upstream(out: Tensor) -> Tensor:
     """Return numbers that are the same in every dtype."""
     return _wave(out)
@@ -264,3 +271,26 @@ def assert_same_bits(found: list[Tensor], expected: list[Tensor]) -> None:
     """Compare results exactly."""
     for x, y in zip(found, expected, strict=True):
         assert torch.equal(x, y)
+
+
+def strided(x: Tensor) -> Tensor:
+    """Return the same numbers with gaps of NaN, or of what is no index, between them."""
+    gap = torch.nan if x.is_floating_point() else -(2**40)
+    wide = torch.full((*x.shape, 2), gap, dtype=x.dtype, device=x.device)
+    wide[..., 0] = x
+    return wide[..., 0]
+
+
+class Recorder(TorchDispatchMode):
+    """Keeps the calls of fused operators."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls: list[tuple[Any, tuple[Any, ...]]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func.namespace == "hashtab":
+            self.calls.append((func, tree_map_only(Tensor, Tensor.detach, args)))
+        return func(*args, **kwargs or {})

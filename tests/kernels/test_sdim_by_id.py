@@ -17,6 +17,7 @@ from tests.kernels.fused import (
     GPU,
     Case,
     Operator,
+    Recorder,
     assert_accurate,
     assert_same_bits,
     attend,
@@ -27,11 +28,12 @@ from tests.kernels.fused import (
     dtypes,
     encode,
     encode_and_read,
+    gradient_of,
     shorten_pieces,
+    strided,
     with_queries,
 )
 from tests.kernels.histories import HistoriesById, with_wrong_ids
-from tests.kernels.test_sdim_triton_operators import Recorder, gradient_of, strided
 from tests.tolerances import TOLERANCE
 
 pytestmark = [pytest.mark.gpu] if GPU else []

@@ -1,14 +1,10 @@
 """SDIM's Triton kernels as programs use them: repeated, compiled, captured, with odd arguments."""
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 
 from hashtab.kernels import sdim
 from hashtab.kernels.sdim.api import Impl
@@ -19,6 +15,7 @@ from tests.kernels.fused import (
     GPU,
     Case,
     Operator,
+    Recorder,
     assert_accurate,
     assert_same_bits,
     attend,
@@ -28,9 +25,11 @@ from tests.kernels.fused import (
     draw,
     encode,
     encode_and_read,
+    gradient_of,
     of_user,
     only,
     shorten_pieces,
+    strided,
     upstream,
     with_gradient,
 )
@@ -101,21 +100,6 @@ def test_attend_gives_the_same_bits_where_nothing_is_kept(size: int, groups: int
     assert torch.equal(found, attend(h, 3, "triton")[0])
 
 
-class Recorder(TorchDispatchMode):
-    """Keeps the calls of fused operators."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.calls: list[tuple[Any, tuple[Any, ...]]] = []
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if func.namespace == "hashtab":
-            self.calls.append((func, tree_map_only(Tensor, Tensor.detach, args)))
-        return func(*args, **kwargs or {})
-
-
 def test_operators_pass_opcheck() -> None:
     h, tau = draw([0, 5, 17], SMALL, queries=QUERIES), 3
     h = replace(h, values=h.values.t().contiguous().t())
@@ -138,10 +122,6 @@ def all_operators(values: Tensor, h: Histories, impl: Impl = "triton") -> Tensor
         sdim.read(table, queries, *code, impl=impl)
         + sdim.attend(*history, queries, *code, impl=impl)
     ).flatten(0, 1) + sdim.attend_at(*history, *at, *code, last=4, impl=impl)
-
-
-def gradient_of(function: Callable[..., Tensor], h: Histories) -> list[Tensor]:
-    return with_gradient(lambda values: function(values, h), h.values)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inside torch's compiler
@@ -179,14 +159,6 @@ def test_autocast_changes_no_bit() -> None:
     expected = gradient_of(all_operators, h)
     with torch.autocast(DEVICE, dtype=torch.bfloat16):
         assert_same_bits(gradient_of(all_operators, h), expected)
-
-
-def strided(x: Tensor) -> Tensor:
-    """Return the same numbers with gaps of NaN, or of what is no index, between them."""
-    gap = torch.nan if x.is_floating_point() else -(2**40)
-    wide = torch.full((*x.shape, 2), gap, dtype=x.dtype, device=x.device)
-    wide[..., 0] = x
-    return wide[..., 0]
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,6 @@ from hashtab.kernels.sdim.triton.sums import (
 )
 
 TILE = 4096  # rows of a piece; their partial sums are a sixteenth of them at 128 rows of a table
-_SHORTER = 4  # times, pieces of float32: tensor cores cut sums off, which three parts show sooner
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
@@ -256,9 +255,8 @@ def encode(
     if users == 0:
         return table, packed
     width = packing.groups * 2**tau * size
-    tile = TILE // _SHORTER if values.dtype == torch.float32 and blocks == 1 else TILE
-    partial = partial_sums(rows, tile, width, values)
-    _encode[slots(users, rows, tile), blocks](
+    partial = partial_sums(rows, TILE, width, values)
+    _encode[slots(users, rows, TILE), blocks](
         values.contiguous(),
         ids,
         values.shape[0],
@@ -278,7 +276,7 @@ def encode(
         WORDS=packing.words,
         SIZE=padded_size(size),
         COLUMNS=columns,
-        TILE=tile,
+        TILE=TILE,
         HASH=fused,
         LAST=True,
         PRODUCTS=products,
@@ -287,7 +285,7 @@ def encode(
     )
     block = 1024
     _add_pieces[users, triton.cdiv(width, block)](
-        offsets, partial, table, rows, width, TILE=tile, BLOCK=block, num_warps=4
+        offsets, partial, table, rows, width, TILE=TILE, BLOCK=block, num_warps=4
     )
     return table, packed
 
