@@ -410,8 +410,12 @@ def _forward_shape(values: Tensor, columns: int, hashed: int) -> LaunchShape:
     size, older = values.shape[1], dispatch.before_hopper(values)
     exact = values.dtype == torch.float32
     rule = {"LENGTH": 64, "STAGES": 3, "num_warps": 8 if columns > 64 else 4}
-    if size <= 64 and columns <= 16 and hashed <= 64 and not older:
-        rule["LENGTH"] = 128
+    if columns <= 16 and hashed <= 64 and not older:
+        rule = {
+            "LENGTH": 128 if size <= 64 else 64,
+            "STAGES": 2 if size > 32 else 3,
+            "num_warps": 4,
+        }
     if exact or size > 128:
         rule = {"LENGTH": 64, "STAGES": 2, "num_warps": 8}
     if exact and size <= 64 and columns <= 16 and not older:
