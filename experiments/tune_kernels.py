@@ -43,7 +43,7 @@ from hashtab.kernels.core.tuning import LaunchShape
 _GAIN = 0.95  # of the rule's time, that a shape must undercut in the mean of all that ask
 _LOSS = 1.02  # of the rule's time, that it may take of any
 _SECONDS = 0.008  # for the repetitions of one shape
-_SHARES = 4  # of a case's shapes, compiled by a process each
+_PROCESSES = 4  # that compile a case's shapes
 _ROUNDING = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 4e-3}
 _NOT_LAUNCHED = (OutOfResources, PTXASError, CompilationError)
 
@@ -198,7 +198,7 @@ def compile_share(index: int, tries: list[tuple[Wish, LaunchShape]]) -> None:
                 _result(call, tuning.gpu_name(device), wish.case, shape)
 
 
-def all_wishes(pool: ProcessPoolExecutor) -> dict[str, list[Wish]]:
+def compiled_wishes(pool: ProcessPoolExecutor) -> dict[str, list[Wish]]:
     """Return what asks for each case, with all its shapes compiled."""
     found: dict[str, list[Wish]] = {}
     waiting = []
@@ -206,7 +206,7 @@ def all_wishes(pool: ProcessPoolExecutor) -> dict[str, list[Wish]]:
         for wish in wanted:
             found.setdefault(wish.case, []).append(wish)
         tries = [(wish, shape) for wish in wanted for shape in neighbours(wish.rule)]
-        shares = (tries[share::_SHARES] for share in range(_SHARES))
+        shares = (tries[first::_PROCESSES] for first in range(_PROCESSES))
         waiting += [pool.submit(compile_share, index, share) for share in shares]
     for count, future in enumerate(as_completed(waiting), 1):
         future.result()
@@ -240,7 +240,7 @@ def best_shape(
 ) -> dict[str, Any] | None:
     """Return the shape that is best for all calls that ask for a case, None if that is the rule."""
     shapes = neighbours(rule)
-    times = [_shares(call, clock, case, shapes) for call in asking]
+    times = [_relative_times(call, clock, case, shapes) for call in asking]
     means = {
         number: fmean(shares)
         for number, shares in enumerate(zip(*times, strict=True))
@@ -253,16 +253,16 @@ def best_shape(
     return {"shape": shapes[number], "share_of_rule": round(means[number], 3)}
 
 
-def _shares(call: Call, clock: Clock, case: str, shapes: list[LaunchShape]) -> list[float]:
+def _relative_times(call: Call, clock: Clock, case: str, shapes: list[LaunchShape]) -> list[float]:
     """Return times of shapes as shares of that of the first, the rule; inf where one is faulty."""
     gpu = tuning.gpu_name(clock.device)
     with tuning.trying(gpu, case, shapes[0]), spills() as by_rule:
         expected = call.run()
-    times: list[float] = []
-    for shape in shapes:
+        times = [clock.time(call.run).device_ms]
+    for shape in shapes[1:]:
         with spills() as spilled:
             found = _result(call, gpu, case, shape)
-        fault = _fault(found, expected, sum(spilled) - sum(by_rule))
+        fault = _fault(found, expected, max(spilled, default=0) - max(by_rule, default=0))
         if fault:
             print(f"{call.name}: {case}: {shape} {fault}")
             times.append(math.inf)
@@ -299,7 +299,7 @@ def main() -> None:
     given, device = parse(), torch.device("cuda")
     given.output.parent.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(given.processes, get_context("spawn")) as pool:
-        wanted = all_wishes(pool)
+        wanted = compiled_wishes(pool)
     cases = tune(device, wanted)
     name = tuning.gpu_name(device)
     facts = {

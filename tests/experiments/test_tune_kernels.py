@@ -57,7 +57,7 @@ def test_the_shape_is_kept_that_is_best_for_all_and_gives_the_same(
         length, stages = asked()["LENGTH"], asked().get("STAGES")
         if timed is run:  # to which a third stage would be best, and loses in the other
             return SimpleNamespace(device_ms=1 if stages == 3 else length)
-        return SimpleNamespace(device_ms=200 if stages == 3 else 100)
+        return SimpleNamespace(device_ms=110 if stages == 3 else 100)
 
     clock: Any = SimpleNamespace(time=time, device=torch.device("meta"))
     one, two = Call("one", run), Call("two", also_run)
@@ -68,3 +68,11 @@ def test_the_shape_is_kept_that_is_best_for_all_and_gives_the_same(
     assert found == {"shape": short, "share_of_rule": 0.75}
     assert tune_kernels.best_shape([two], clock, CASE, RULE) is None
     assert asked() == RULE
+
+
+def test_what_does_not_run_errs_or_spills_is_dropped() -> None:
+    ones, twos = (torch.ones(3),), (torch.full((3,), 2.0),)
+    assert tune_kernels._fault(None, ones, 0) == "does not run"
+    assert tune_kernels._fault(twos, ones, 0) == "errs"
+    assert tune_kernels._fault(ones, ones, 8) == "spills"
+    assert not tune_kernels._fault(ones, ones, 0)

@@ -48,6 +48,7 @@ def definition(h: Histories, case: Case, grad: Tensor, last: int = NEVER) -> tup
     return interest.float(), grads.float()
 
 
+@pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize(
     ("rows", "last"),  # of a piece, with users in one and in several; that a query sees
     [(2048, NEVER), (32, NEVER), (32, 40), (32, 1), (2048, 90)],
@@ -124,7 +125,8 @@ def test_a_walk_ends_whatever_the_cuts(
         {"cuts": [-3, 40, 9, 21, 70, *[0] * 15, *range(20, 0, -1)]},
         {"offsets": [0, -5, 50]},
         {"offsets": [40, 3, 1]},
-        {"offsets": [-30, 60, 32]},
+        {"offsets": [-30, 60, 30]},
+        {"offsets": [-30, 30], "cuts": [*range(11, 31), *[0] * 20]},
         {"query_offsets": [0, -5, 90]},
         {"query_offsets": [60, 3, 1]},
     ],
@@ -139,7 +141,7 @@ def test_wrong_cuts_and_offsets_touch_nothing_outside(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shorten_pieces(monkeypatch, 16)
-    h = draw([20, 12], CASES[0], queries=20)
+    h = draw([18, 12], CASES[0], queries=20)
     h = HistoriesById.of_part(h) if by_id else h
     h = replace(h, **{name: torch.tensor(x, device=DEVICE) for name, x in wrong.items()})
     assert_touches_nothing_outside(h, last, fence)

@@ -21,7 +21,7 @@ DEVICE = torch.device("meta")
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
     """Pass for a GPU of which one case was measured."""
-    cases = {"encode bfloat16 64 128": {"shape": {**RULE, "num_warps": 8}, "ms": 1, "rule_ms": 2}}
+    cases = {"encode bfloat16 64 128": {"shape": {**RULE, "num_warps": 8}, "share_of_rule": 0.5}}
     (tmp_path / "some.json").write_text(json.dumps({"gpu": "NVIDIA X1", "cases": cases}))
     monkeypatch.setattr(tuning, "FOLDER", tmp_path)
     monkeypatch.setattr(tuning, "interpreted", lambda: False)

@@ -70,20 +70,20 @@ def _encode(
     TILE: tl.constexpr,
     LENGTH: tl.constexpr,
     HASH: tl.constexpr,
-    LAST: tl.constexpr,
+    WITH_LAST: tl.constexpr,
     PRODUCTS: tl.constexpr,
     PARTS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     """Sum a piece of a user into `lines` rows of a table, behind those that are skipped.
 
-    Users' last pieces are left out unless wanted (LAST).
+    Users' last pieces are left out unless wanted (WITH_LAST).
     """
     user, begin, end, alone = piece(offsets, users, rows, TILE)
     if (begin >= end) & (alone == 0):
         return
     first, behind = span(offsets, user, rows)
-    if (LAST == 0) & (end == behind):
+    if (WITH_LAST == 0) & (end == behind):
         return
     BUCKETS: tl.constexpr = 1 << TAU
     first_line = tl.program_id(1) * COLUMNS
@@ -119,7 +119,7 @@ def _encode(
         tl.store(table + user * width + within, sums_t, mask=inside)
     else:
         index = (begin - first) // TILE
-        if LAST:
+        if WITH_LAST:
             place = partial_of(offsets, user, rows, index, TILE)
         else:
             place = place_of(offsets, user, rows, index, TILE)
@@ -278,7 +278,7 @@ def encode(
         COLUMNS=columns,
         TILE=TILE,
         HASH=fused,
-        LAST=True,
+        WITH_LAST=True,
         PRODUCTS=products,
         PARTS=parts(values.dtype),
         **_shape(values, columns, products if fused else 0),
@@ -302,7 +302,11 @@ def sums_before_last(
 ) -> Tensor:
     """Return sums of each piece of users but the last, where `place_of` says.
 
-    Of `lines` rows of a table, behind those that are skipped, a multiple of `columns_at_once`.
+    Of `lines` rows of a table, behind those that are skipped, a multiple of `columns_at_once`; for
+    more rows of behaviours than a piece has.
+
+    Returns:
+        `[rows // tile, lines * D]` float32; places of no piece are not written.
     """
     rows, size, users = packed.shape[0], values.shape[1], offsets.shape[0] - 1
     columns = _columns(packing, values)
@@ -311,7 +315,7 @@ def sums_before_last(
         values, ids, values.shape[0], offsets, packed, partial, packed, partial, users, rows,
         skipped, lines, size,
         TAU=packing.tau, BITS=packing.bits, GROUPS=packing.padded_groups, WORDS=packing.words,
-        SIZE=padded_size(size), COLUMNS=columns, TILE=tile, HASH=False, LAST=False,
+        SIZE=padded_size(size), COLUMNS=columns, TILE=tile, HASH=False, WITH_LAST=False,
         PRODUCTS=0, PARTS=parts(values.dtype), **_shape(values, columns, 0),
     )  # fmt: skip
     return partial
@@ -360,7 +364,7 @@ def _shape(values: Tensor, columns: int, products: int) -> LaunchShape:
     exact = values.dtype == torch.float32
     rule = {"LENGTH": 64 if size > 64 else 128, "STAGES": 3, "num_warps": 4}
     if exact and not older and size <= 64:
-        rule = {"LENGTH": 64, "STAGES": 2, "num_warps": 4}
+        rule = {"LENGTH": 64 if size <= 32 else 32, "STAGES": 2, "num_warps": 4}
     elif exact and not older and size <= 128:
         rule = {"LENGTH": 16, "STAGES": 2, "num_warps": 8}
     elif exact or older or size > 128:
@@ -374,7 +378,7 @@ def _backward_shape(grad_table: Tensor, dtype: torch.dtype, packing: Packing) ->
     size, older = grad_table.shape[3], dispatch.before_hopper(grad_table)
     rule = {"LENGTH": 128, "STAGES": 3, "num_warps": 4}
     if dtype == torch.float32 and size <= 128 and not older:
-        rule["STAGES"] = 2
+        rule["STAGES"] = 2 if size > 64 else 3
     elif dtype == torch.float32 or size > 128 or older:
         rule = {"LENGTH": 64, "STAGES": 2, "num_warps": 8}
     sizes = (padded_size(size), packing.padded_rows)

@@ -267,10 +267,7 @@ def attend_at_backward(
         return out
     if queries == 0:
         return out.zero_()
-    # In bfloat16 rounded gradients of sums give as good ones of rows; float16 has not the range.
-    rounded = values.dtype == torch.bfloat16
-    kept = torch.bfloat16 if rounded else torch.float32
-    grad_sums = values.new_empty(queries, packing.padded_groups, size, dtype=kept)
+    grad_sums = values.new_empty(queries, packing.padded_groups, size, dtype=torch.float32)
     _launch_queries(
         values, ids, offsets, packed, query_packed, query_offsets, cuts, packing, last, out, grad,
         grad_sums,
@@ -279,8 +276,7 @@ def attend_at_backward(
     shape = _shape_of_behaviours(values, code)
     _behaviours[(slots(users, rows, shape["LENGTH"]),)](
         offsets, packed, query_packed, query_offsets, cuts, grad_sums, out, users, rows, queries,
-        last, size, packing.groups, **code,
-        PARTS=min(parts(values.dtype), 1 if rounded else 3), **shape,
+        last, size, packing.groups, **code, PARTS=parts(values.dtype), **shape,
     )  # fmt: skip
     return out
 
@@ -341,8 +337,8 @@ def _shape_of_behaviours(values: Tensor, code: dict[str, int]) -> LaunchShape:
         "STAGES": 1 if wide else 2,
         "num_warps": 8 if older or wide or size > 64 else 4,
     }
-    if values.dtype != torch.float16 and size <= 64 and not older:
-        rule = {"LENGTH": 64, "STAGES": 1, "num_warps": 4}
+    if values.dtype == torch.float32 and size <= 64 and not older:
+        rule = {"LENGTH": 64, "STAGES": 1, "num_warps": 4 if size <= 32 else 8}
     sizes = _sizes(size, code)
     return launch_shape("pairs_backward", values.device, values.dtype, *sizes, rule=rule)
 

@@ -227,7 +227,7 @@ def _shape(queries: Tensor, packing: Packing, products: int) -> LaunchShape:
     exact = queries.dtype == torch.float32
     rule = {"LENGTH": 128 if not exact and size <= 128 else 32, "STAGES": 1, "num_warps": 8}
     if size <= 64:
-        rule = {"LENGTH": 128, "STAGES": 1, "num_warps": 4}
+        rule = {"LENGTH": 128, "STAGES": 2 if exact and size > 32 else 1, "num_warps": 4}
     sizes = (padded_size(size), packing.padded_rows, products)
     return launch_shape("read", queries.device, queries.dtype, *sizes, rule=rule)
 

@@ -149,7 +149,8 @@ def add_products(sums, x, member, PARTS: tl.constexpr):
 
     Args:
         sums: float32.
-        x: a tile of any floating dtype; its sums are as good as float32 sums of it.
+        x: a tile of any floating dtype; sums of float32 are as good as float32 sums of it, others
+            are cut off to float32 at every step of a history.
         member: `[LENGTH, COLUMNS]` bool.
         PARTS: as `parts` returns.
     """

@@ -2,7 +2,7 @@
 
 A walk keeps a user's table in registers, or 128 rows of a larger one; the walks add to each other.
 It adds behaviours in blocks, by products with their one-hot codes, up to the next cut; there one
-product of the candidates' codes with the unit sums answers all candidates of a request. So time
+product of the sums with the candidates' codes over norms answers all of a request. So time
 grows with behaviours plus requests. A program takes a piece of a user; where earlier pieces end,
 tables come from their sums.
 
@@ -200,7 +200,7 @@ def _table_before(
             tables, offsets, user, rows, origin // TILE - 1, lines, size, SIZE, COLUMNS, TILE
         )
     table = tl.zeros([COLUMNS, SIZE], tl.float32)
-    whole = (low + TILE - 1) // TILE
+    whole = tl.minimum((low + TILE - 1) // TILE, origin // TILE)  # more if offsets are wrong
     for index in range(whole, origin // TILE):
         table += _load_table(tables, offsets, user, rows, index, lines, size, SIZE, COLUMNS, TILE)
     return _add_range(
@@ -310,6 +310,7 @@ def _walk(
                 tl.where(here[:, None], wanted, -1), skipped, GROUPS, BUCKETS, COLUMNS, OPERAND
             )
             scale = _inverse_norm_of_sums(tl.sum(table * table, 1), most) / groups
+            # Scaling the codes is less work than scaling the table, and a little less exact.
             mean_t = tl.dot(tl.trans(table.to(OPERAND)), asked * scale.to(OPERAND)[:, None])
             target = interest + several[None, :] * size + column[:, None]
             mask = here[None, :] & (column < size)[:, None]
@@ -439,11 +440,10 @@ def _walk_back(
                 grad + several[:, None] * size + column[None, :],
                 mask=there[:, None] & (column < size)[None, :],
                 other=0.0,
-            )
+            ).to(OPERAND)
             asked = _members(
                 tl.where(here[:, None], wanted, -1), skipped, GROUPS, BUCKETS, COLUMNS, OPERAND
             )
-            upstream = tl.where(here[:, None], upstream, 0.0).to(OPERAND)
             most = tl.maximum(most, tl.sum(minus * minus, 1))
             later = _add_request(later, minus, most, asked, upstream, groups, OPERAND)
             answered = tl.sum(here.to(tl.int32), 0)
@@ -503,7 +503,7 @@ def _add_request(later, minus, most, asked, upstream, groups: tl.constexpr, OPER
         later: `[COLUMNS, SIZE]` float32.
         minus: `[COLUMNS, SIZE]` float32, the sums that the request met, negated.
         most: `[COLUMNS]`, the most that the sums' squares have been.
-        asked: `[COLUMNS, QUERIES]`, as `_asked` returns.
+        asked: `[COLUMNS, QUERIES]`, whether queries ask for a bucket.
         upstream: `[QUERIES, SIZE]`, the gradients of interests.
         groups: G.
         OPERAND: type of the factors of products.
@@ -554,7 +554,7 @@ def _store_gradients(
 def _accumulate(
     offsets, tables, rows, width, TILE: tl.constexpr, BLOCK: tl.constexpr, REVERSE: tl.constexpr
 ):
-    """Add to what is kept where a user's pieces end what is kept before, or with REVERSE behind."""
+    """Make what is kept where a user's piece ends the sum up to it, or with REVERSE from it on."""
     user = tl.program_id(0).to(tl.int64)
     begin, end = span(offsets, user, rows)
     pieces = (end - begin + TILE - 1) // TILE
