@@ -420,7 +420,7 @@ def _forward_shape(values: Tensor, columns: int, hashed: int) -> LaunchShape:
         rule = {"LENGTH": 64, "STAGES": 2, "num_warps": 8}
     if exact and size <= 64 and columns <= 16 and not older:
         rule["num_warps"] = 4
-    elif exact and (older or size > 64):
+    elif exact and (older or size > 32):
         rule["LENGTH"] = 16 if size > 64 and columns > 64 else 32
     sizes = (padded_size(size), columns, hashed)
     return launch_shape("attend", values.device, values.dtype, *sizes, rule=rule)
