@@ -256,13 +256,14 @@ def best_shape(
 def _relative_times(call: Call, clock: Clock, case: str, shapes: list[LaunchShape]) -> list[float]:
     """Return times of shapes as shares of that of the first, the rule; inf where one is faulty."""
     gpu = tuning.gpu_name(clock.device)
-    with tuning.trying(gpu, case, shapes[0]), spills() as by_rule:
-        expected = call.run()
+    with tuning.trying(gpu, case, shapes[0]):
+        with spills() as by_rule:
+            expected = call.run()
         times = [clock.time(call.run).device_ms]
     for shape in shapes[1:]:
         with spills() as spilled:
             found = _result(call, gpu, case, shape)
-        fault = _fault(found, expected, max(spilled, default=0) - max(by_rule, default=0))
+        fault = _fault(found, expected, sum(spilled) - sum(by_rule))
         if fault:
             print(f"{call.name}: {case}: {shape} {fault}")
             times.append(math.inf)
