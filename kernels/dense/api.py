@@ -74,7 +74,7 @@ def target_attention(
         interest = _fused(rows, None, None, values, offsets, keys=keys, scale=scale, last=None)
     else:
         query_offsets = torch.arange(offsets.shape[0], device=offsets.device) * candidates
-        cuts = offsets.diff().repeat_interleave(candidates, output_size=rows.shape[0])
+        cuts = offsets.diff()[:, None].expand(-1, candidates).flatten()
         places = (query_offsets, cuts, values, offsets)
         interest = target_attention_at(rows, *places, keys=keys, scale=scale, impl=impl)
     return interest.view(*queries.shape[:2], values.shape[1])

@@ -178,7 +178,7 @@ def attend(
         return fused.attend(values, offsets, queries, planes, tau, ids)
     candidates = queries.shape[1]
     query_offsets = torch.arange(offsets.shape[0], device=offsets.device) * candidates
-    cuts = offsets.diff().repeat_interleave(candidates, output_size=queries.shape[0] * candidates)
+    cuts = offsets.diff()[:, None].expand(-1, candidates).flatten()
     flat = queries.flatten(0, 1)
     rows = attend_at(values, offsets, flat, query_offsets, cuts, planes, tau, ids=ids, impl=impl)
     return rows.view(queries.shape)
