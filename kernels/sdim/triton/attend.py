@@ -36,6 +36,7 @@ from hashtab.kernels.sdim.triton.sums import (
     collect,
     columns_at_once,
     inverse_norm,
+    ones_at_zero,
     partial_of,
     partial_sums,
     parts,
@@ -53,12 +54,19 @@ def _members(
     LENGTH: tl.constexpr,
     CANDIDATES: tl.constexpr,
     GROUPS: tl.constexpr,
+    DTYPE: tl.constexpr,
+    EXACT: tl.constexpr,
 ):
-    """Return `[LENGTH, CANDIDATES * GROUPS]`, whether a behaviour shares the bucket."""
+    """Return `[LENGTH, CANDIDATES * GROUPS]`, 1 where a behaviour shares the bucket, else 0.
+
+    DTYPE and EXACT are those of `ones_at_zero`.
+    """
     if CANDIDATES == 1:
-        return codes == wanted
-    shared = codes[:, None, :] == wanted[None, :, :]
-    return tl.reshape(shared, [LENGTH, CANDIDATES * GROUPS])
+        found = ones_at_zero(codes ^ wanted, DTYPE, EXACT)
+    else:
+        rest = codes[:, None, :] ^ wanted[None, :, :]
+        found = tl.reshape(ones_at_zero(rest, DTYPE, EXACT), [LENGTH, CANDIDATES * GROUPS])
+    return found
 
 
 @triton.jit
@@ -142,7 +150,7 @@ def _attend(
                 store_rows(packed, row, length, pack(codes, LENGTH, GROUPS, BITS), WORDS, WORDS)
         else:
             codes = load_codes(packed, row, row < length, GROUPS, BITS, TAU, WORDS, LENGTH)
-        member = _members(codes, wanted, LENGTH, CANDIDATES, GROUPS)
+        member = _members(codes, wanted, LENGTH, CANDIDATES, GROUPS, x.dtype, PARTS == 0)
         sums_t = add_products(sums_t, x, member, PARTS)
 
     if alone:
@@ -260,7 +268,7 @@ def _attend_backward(
         for start in tl.range(0, length, LENGTH, num_stages=STAGES):
             row = start + tl.arange(0, LENGTH)
             codes = load_codes(packed, row, row < length, GROUPS, BITS, TAU, WORDS, LENGTH)
-            member = _members(codes, wanted, LENGTH, CANDIDATES, GROUPS)
+            member = _members(codes, wanted, LENGTH, CANDIDATES, GROUPS, tl.bfloat16, PARTS == 0)
             found = collect(member, grad_sums, PARTS)
             if first > 0:
                 found += load_rows(grad_values, row, length, size, SIZE)

@@ -108,7 +108,9 @@ def _encode(
             store_rows(packed, row, length, pack(codes, LENGTH, GROUPS, BITS), WORDS, WORDS)
         else:
             codes = load_codes(packed, row, row < length, GROUPS, BITS, TAU, WORDS, LENGTH)
-        member = one_hot(codes, skipped + first_line, LENGTH, GROUPS, BUCKETS, COLUMNS)
+        member = one_hot(
+            codes, skipped + first_line, LENGTH, GROUPS, BUCKETS, COLUMNS, x.dtype, PARTS == 0
+        )
         sums_t = add_products(sums_t, x, member, PARTS)
 
     line = first_line + tl.arange(0, COLUMNS)
@@ -185,11 +187,11 @@ def _encode_backward(
     for start in tl.range(0, length, LENGTH, num_stages=STAGES):
         row = start + tl.arange(0, LENGTH)
         codes = load_codes(packed, row, row < length, GROUPS, BITS, TAU, WORDS, LENGTH)
-        member = one_hot(codes, 0, LENGTH, GROUPS, BUCKETS, GROUPS * BUCKETS)
-        if HALF:
-            found = tl.dot(member.to(tl.float16), half) * scale
-        else:
-            found = collect(member, grad_sums, PARTS)
+        member = one_hot(
+            codes, 0, LENGTH, GROUPS, BUCKETS, GROUPS * BUCKETS,
+            tl.float16 if HALF else tl.bfloat16, PARTS == 0,
+        )  # fmt: skip
+        found = tl.dot(member, half) * scale if HALF else collect(member, grad_sums, PARTS)
         store_rows(grad_values, row, length, found, size, SIZE)
 
 
@@ -378,7 +380,7 @@ def _backward_shape(grad_table: Tensor, dtype: torch.dtype, packing: Packing) ->
     size, older = grad_table.shape[3], dispatch.before_hopper(grad_table)
     rule = {"LENGTH": 128, "STAGES": 3, "num_warps": 4}
     if dtype == torch.float32 and size <= 128 and not older:
-        rule["STAGES"] = 2 if size > 64 else 3
+        rule["num_warps"] = 8 if size > 64 else 4
     elif dtype == torch.float32 or size > 128 or older:
         rule = {"LENGTH": 64, "STAGES": 2, "num_warps": 8}
     sizes = (padded_size(size), packing.padded_rows)

@@ -1,5 +1,8 @@
 """Queries at cuts by pairs: each query's buckets are sums over the behaviours it sees, by masks.
 
+A mask says which behaviours share a query's codes: a product with ones spreads their codes over
+the columns of queries and groups, where it leaves them as the next product takes its factor.
+
 Time grows with queries times behaviours, as exact attention's does, but for any number of buckets;
 `walk.py` is for tables that fit into a program. A program takes some queries of a user.
 """
@@ -13,7 +16,7 @@ from hashtab.kernels.core import dispatch
 from hashtab.kernels.core.tiles import UNSPECIALIZED, first_above, slots, span, user_slot
 from hashtab.kernels.core.tuning import LaunchShape, launch_shape
 from hashtab.kernels.sdim.packing import Packing
-from hashtab.kernels.sdim.triton.hashing import load_codes, load_wanted
+from hashtab.kernels.sdim.triton.hashing import load_codes
 from hashtab.kernels.sdim.triton.rows import (
     load_behaviours,
     load_rows,
@@ -21,9 +24,9 @@ from hashtab.kernels.sdim.triton.rows import (
     store_rows,
 )
 from hashtab.kernels.sdim.triton.sums import (
-    add_products,
+    bfloat16_parts,
     collect,
-    columns_at_once,
+    dot_of_parts,
     inverse_norm,
     parts,
 )
@@ -38,20 +41,104 @@ def _load_sight(cuts, query, there, length, last):
 
 
 @triton.jit
-def _members(
-    codes,
-    wanted,
+def _of_group(COLUMNS: tl.constexpr, GROUPS: tl.constexpr, EXACT: tl.constexpr):
+    """Return `[COLUMNS, 16 or GROUPS]`, 1 where a column of queries' codes is of a group.
+
+    In float16, which holds all codes, or EXACT in float32 for Triton's interpreter.
+    """
+    group = tl.arange(0, COLUMNS) % GROUPS
+    here = group[:, None] == tl.arange(0, 16 if GROUPS < 16 else GROUPS)[None, :]
+    return here.to(tl.float32 if EXACT else tl.float16)
+
+
+@triton.jit
+def _load_codes(
+    packed,
     row,
+    valid,
+    GROUPS: tl.constexpr,
+    BITS: tl.constexpr,
+    TAU: tl.constexpr,
+    WORDS: tl.constexpr,
+    LENGTH: tl.constexpr,
+    EXACT: tl.constexpr,
+):
+    """Return the codes `[LENGTH, 16 or GROUPS]` of rows as a factor for `_of_group`.
+
+    Behind fewer groups than a product takes they come again, where it has zeros.
+    """
+    codes = load_codes(packed, row, valid, GROUPS, BITS, TAU, WORDS, LENGTH)
+    if GROUPS < 16:
+        again = tl.broadcast_to(codes[:, None, :], [LENGTH, 16 // GROUPS, GROUPS])
+        codes = tl.reshape(again, [LENGTH, 16])
+    return codes.to(tl.float32 if EXACT else tl.float16)
+
+
+@triton.jit
+def _load_wanted(
+    query_packed,
+    query,
+    there,
+    group,
+    groups: tl.constexpr,
+    BITS: tl.constexpr,
+    TAU: tl.constexpr,
+    WORDS: tl.constexpr,
+):
+    """Return float32 codes `[COLUMNS]` of queries in groups, -1 where either is not there."""
+    bit = group * BITS
+    word = tl.load(query_packed + query * WORDS + bit // 32, mask=there, other=0)
+    code = (word >> bit % 32) & ((1 << TAU) - 1)
+    return tl.where(there & (group < groups), code, -1).to(tl.float32)
+
+
+@triton.jit
+def _product(x, y, EXACT: tl.constexpr):
+    return tl.dot(x, y, input_precision="ieee") if EXACT else tl.dot(x, y)
+
+
+@triton.jit
+def _add_tile(
+    sums,
+    values,
+    ids,
+    items,
+    packed,
+    of_group,
+    wanted,
+    start,
+    length,
     begin,
     end,
-    LENGTH: tl.constexpr,
-    QUERIES: tl.constexpr,
+    size: tl.constexpr,
+    TAU: tl.constexpr,
+    BITS: tl.constexpr,
     GROUPS: tl.constexpr,
+    WORDS: tl.constexpr,
+    SIZE: tl.constexpr,
+    LENGTH: tl.constexpr,
+    PARTS: tl.constexpr,
+    WHOLE: tl.constexpr,
 ):
-    """Return `[LENGTH, QUERIES * GROUPS]`, whether a query sees a behaviour in its bucket."""
-    seen = (row[:, None] >= begin[None, :]) & (row[:, None] < end[None, :])
-    shared = (codes[:, None, :] == wanted[None, :, :]) & seen[:, :, None]
-    return tl.reshape(shared, [LENGTH, QUERIES * GROUPS])
+    """Return the buckets' sums plus a tile of behaviours from `start` on.
+
+    A product spreads their codes over the columns as other products leave their results: without a
+    word between threads. WHOLE says that all queries see all of the tile.
+    """
+    row = start + tl.arange(0, LENGTH)
+    far = row.to(tl.int64)  # a history may have more numbers than an int32 counts
+    x = load_behaviours(values, ids, items, far, length, size, SIZE)
+    codes = _load_codes(packed, far, row < length, GROUPS, BITS, TAU, WORDS, LENGTH, PARTS == 0)
+    member = _product(of_group, tl.trans(codes), PARTS == 0) == wanted[:, None]
+    if not WHOLE:
+        member &= (row[None, :] >= begin[:, None]) & (row[None, :] < end[:, None])
+    if PARTS == 0:
+        sums += collect(member.to(tl.float32), x.to(tl.float32), PARTS)
+    elif x.dtype == tl.float32:
+        sums += collect(member.to(tl.bfloat16), x, PARTS)
+    else:
+        sums = tl.dot(member.to(x.dtype), x, sums)
+    return sums
 
 
 @triton.jit
@@ -65,19 +152,23 @@ def _sums_of_queries(
     end,
     there,
     size: tl.constexpr,
-    GROUPS: tl.constexpr,
-    BITS: tl.constexpr,
     TAU: tl.constexpr,
+    BITS: tl.constexpr,
+    GROUPS: tl.constexpr,
     WORDS: tl.constexpr,
     SIZE: tl.constexpr,
-    QUERIES: tl.constexpr,
+    COLUMNS: tl.constexpr,
     LENGTH: tl.constexpr,
     PARTS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Return `[SIZE, QUERIES * GROUPS]`: each query's buckets, of one user's behaviours."""
+    """Return `[COLUMNS, SIZE]`: each query's buckets, of one user's behaviours.
+
+    Most tiles are seen by all queries: these need no look at rows.
+    """
     high = tl.max(end, 0)
-    low = tl.minimum(tl.min(tl.where(there, begin, high), 0), high)
+    begin, end = tl.where(there, begin, high), tl.where(there, end, high)
+    low = tl.minimum(tl.min(begin, 0), high)
     if ids is None:
         values += low * size
     else:
@@ -85,15 +176,33 @@ def _sums_of_queries(
     packed += low * WORDS
     length = tl.cast(high - low, tl.int32)
     begin, end = (begin - low).to(tl.int32), (end - low).to(tl.int32)
-    sums_t = tl.zeros([SIZE, QUERIES * GROUPS], tl.float32)
-    for start in tl.range(0, length, LENGTH, num_stages=STAGES):
-        row = start + tl.arange(0, LENGTH)
-        far = row.to(tl.int64)  # a history may have more numbers than an int32 counts
-        x = load_behaviours(values, ids, items, far, length, size, SIZE)
-        codes = load_codes(packed, far, row < length, GROUPS, BITS, TAU, WORDS, LENGTH)
-        member = _members(codes, wanted, row, begin, end, LENGTH, QUERIES, GROUPS)
-        sums_t = add_products(sums_t, x, member, PARTS)
-    return sums_t
+    first = tl.cdiv(tl.max(tl.where(there, begin, 0), 0), LENGTH) * LENGTH
+    behind = tl.maximum(tl.min(end, 0) // LENGTH * LENGTH, first)
+    of_group = _of_group(COLUMNS, GROUPS, PARTS == 0)
+    sums = tl.zeros([COLUMNS, SIZE], tl.float32)
+    for start in tl.range(first, behind, LENGTH, num_stages=STAGES):
+        sums = _add_tile(
+            sums, values, ids, items, packed, of_group, wanted, start, length, begin, end, size,
+            TAU, BITS, GROUPS, WORDS, SIZE, LENGTH, PARTS, True,
+        )  # fmt: skip
+    for start in tl.range(0, length - behind + first, LENGTH, num_stages=STAGES):
+        start += tl.where(start < first, 0, behind - first)
+        sums = _add_tile(
+            sums, values, ids, items, packed, of_group, wanted, start, length, begin, end, size,
+            TAU, BITS, GROUPS, WORDS, SIZE, LENGTH, PARTS, False,
+        )  # fmt: skip
+    return sums
+
+
+@triton.jit
+def _store_parts(target, found, mask, distance, PARTS: tl.constexpr):
+    """Store float32 numbers in parts that lie `distance` apart, as `_collect` multiplies them."""
+    if PARTS == 0:
+        tl.store(target, found, mask=mask)
+    else:
+        parts = bfloat16_parts(found, PARTS)
+        for i in tl.static_range(PARTS):
+            tl.store(target + i * distance, parts[i], mask=mask)
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
@@ -127,43 +236,101 @@ def _queries(
     STAGES: tl.constexpr,
 ):
     """Store the queries' interests, or with BACKWARD the gradients of their buckets' sums."""
+    COLUMNS: tl.constexpr = QUERIES * GROUPS
     user, query_begin, query_end = user_slot(query_offsets, users, tl.program_id(0), QUERIES)
     first_query, behind_query = span(query_offsets, user, queries)
     query_begin = tl.maximum(query_begin, first_query)
     query_end = tl.minimum(query_end, behind_query)
     if query_begin >= query_end:
         return
-    query = query_begin + tl.arange(0, QUERIES)
+    query = query_begin + tl.arange(0, COLUMNS) // GROUPS
     there = query < query_end
     first, behind = span(offsets, user, rows)
     begin, end = _load_sight(cuts, query, there, behind - first, last)
-    wanted = load_wanted(query_packed, query, there, groups, GROUPS, BITS, TAU, WORDS, QUERIES)
+    group = tl.arange(0, COLUMNS) % GROUPS
+    wanted = _load_wanted(query_packed, query, there, group, groups, BITS, TAU, WORDS)
     if ids is None:
         values += first * size
     else:
         ids += first
-    sums_t = _sums_of_queries(
-        values, ids, items, packed + first * WORDS, wanted, begin, end, there, size, GROUPS, BITS,
-        TAU, WORDS, SIZE, QUERIES, LENGTH, PARTS, STAGES,
+    sums = _sums_of_queries(
+        values, ids, items, packed + first * WORDS, wanted, begin, end, there, size, TAU, BITS,
+        GROUPS, WORDS, SIZE, COLUMNS, LENGTH, PARTS, STAGES,
     )  # fmt: skip
-    scale = inverse_norm(tl.sum(sums_t * sums_t, 0))
+    scale = inverse_norm(tl.sum(sums * sums, 1))
     column = tl.arange(0, SIZE)
-    mask = there[None, :] & (column < size)[:, None]
-    address = query[None, :] * size + column[:, None]
     if not BACKWARD:
-        unit_t = sums_t * (scale / groups)[None, :]
-        mean = tl.sum(tl.reshape(unit_t, [SIZE, QUERIES, GROUPS]), 2)
-        tl.store(interest + address, mean, mask=mask)
+        unit = sums * (scale / groups)[:, None]
+        mean = tl.sum(tl.reshape(unit, [QUERIES, GROUPS, SIZE]), 1)
+        length = tl.cast(query_end - query_begin, tl.int32)
+        store_rows(interest + query_begin * size, tl.arange(0, QUERIES), length, mean, size, SIZE)
     else:
+        mask = there[:, None] & (column < size)[None, :]
+        address = query[:, None] * size + column[None, :]
         upstream = tl.load(grad + address, mask=mask, other=0.0).to(tl.float32)
-        spread = tl.broadcast_to(upstream[:, :, None], [SIZE, QUERIES, GROUPS])
-        upstream_t = tl.reshape(spread, [SIZE, QUERIES * GROUPS])
-        unit_t = sums_t * scale[None, :]
-        along = tl.sum(unit_t * upstream_t, 0)
-        found = (upstream_t - unit_t * along[None, :]) * (scale / groups)[None, :]
-        line = query_begin * GROUPS + tl.arange(0, QUERIES * GROUPS)
-        inside = (line < query_end * GROUPS)[None, :] & (column < size)[:, None]
-        tl.store(grad_sums + line[None, :] * size + column[:, None], found, mask=inside)
+        unit = sums * scale[:, None]
+        along = tl.sum(unit * upstream, 1)
+        found = (upstream - unit * along[:, None]) * (scale / groups)[:, None]
+        target = grad_sums + (query * GROUPS + group)[:, None] * size + column[None, :]
+        _store_parts(target, found, mask, tl.cast(queries, tl.int64) * GROUPS * size, PARTS)
+
+
+@triton.jit
+def _collect(
+    found,
+    codes,
+    position,
+    query_packed,
+    cuts,
+    grad_sums,
+    begin,
+    behind,
+    length,
+    last,
+    queries,
+    size: tl.constexpr,
+    groups: tl.constexpr,
+    TAU: tl.constexpr,
+    BITS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    WORDS: tl.constexpr,
+    SIZE: tl.constexpr,
+    QUERIES: tl.constexpr,
+    PARTS: tl.constexpr,
+    STAGES: tl.constexpr,
+    WHOLE: tl.constexpr,
+):
+    """Return `found` `[LENGTH, SIZE]` plus what queries from `begin` up to `behind` give.
+
+    WHOLE says that they see all of these behaviours.
+    """
+    COLUMNS: tl.constexpr = QUERIES * GROUPS
+    of_group = _of_group(COLUMNS, GROUPS, PARTS == 0)
+    distance = tl.cast(queries, tl.int64) * GROUPS * size
+    column = tl.arange(0, COLUMNS)
+    group = column % GROUPS
+    for start in tl.range(begin, behind, QUERIES, num_stages=STAGES):
+        query = start + column // GROUPS
+        there = query < behind
+        wanted = _load_wanted(query_packed, query, there, group, groups, BITS, TAU, WORDS)
+        member = _product(codes, tl.trans(of_group), PARTS == 0) == wanted[None, :]
+        if not WHOLE:
+            first, end = _load_sight(cuts, query, there, length, last)
+            member &= position[:, None] >= first.to(tl.int32)[None, :]
+            member &= position[:, None] < end.to(tl.int32)[None, :]
+        lines = tl.cast((behind - start) * GROUPS, tl.int32)
+        part = grad_sums + start * GROUPS * size
+        high = load_rows(part, column, lines, size, SIZE)
+        if PARTS == 0:
+            found += _product(member.to(tl.float32), high, True)
+        else:
+            middle = load_rows(part + distance, column, lines, size, SIZE)
+            if PARTS == 2:
+                found += dot_of_parts(member.to(tl.bfloat16), (high, middle))
+            else:
+                low = load_rows(part + 2 * distance, column, lines, size, SIZE)
+                found += dot_of_parts(member.to(tl.bfloat16), (high, middle, low))
+    return found
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
@@ -199,25 +366,29 @@ def _behaviours(
     if row_begin >= row_end:
         return
     row = row_begin + tl.arange(0, LENGTH)
-    codes = load_codes(packed, row, row < row_end, GROUPS, BITS, TAU, WORDS, LENGTH)
+    codes = _load_codes(packed, row, row < row_end, GROUPS, BITS, TAU, WORDS, LENGTH, PARTS == 0)
     position = (row - first).to(tl.int32)
+    top, bottom = row_begin - first, row_end - first - 1
     first_query, behind_query = span(query_offsets, user, queries)
-    begin = first_above(cuts, first_query, behind_query, row_begin - first)
-    behind_query = first_above(cuts, begin, behind_query, row_end - first - 1 + last)
+    begin = first_above(cuts, first_query, behind_query, top)
+    behind_query = first_above(cuts, begin, behind_query, bottom + last)
+    whole_begin = first_above(cuts, begin, behind_query, bottom)
+    whole_behind = first_above(cuts, whole_begin, behind_query, top + last)
     found = tl.zeros([LENGTH, SIZE], tl.float32)
-    for start in tl.range(begin, behind_query, QUERIES, num_stages=STAGES):
-        query = start + tl.arange(0, QUERIES)
-        there = query < behind_query
-        sight_begin, sight_end = _load_sight(cuts, query, there, behind - first, last)
-        wanted = load_wanted(query_packed, query, there, groups, GROUPS, BITS, TAU, WORDS, QUERIES)
-        member = _members(
-            codes, wanted, position, sight_begin.to(tl.int32), sight_end.to(tl.int32), LENGTH,
-            QUERIES, GROUPS,
-        )  # fmt: skip
-        line = tl.arange(0, QUERIES * GROUPS)
-        length = tl.cast((behind_query - start) * GROUPS, tl.int32)
-        sums = load_rows(grad_sums + start * GROUPS * size, line, length, size, SIZE)
-        found += collect(member, sums, PARTS)
+    found = _collect(
+        found, codes, position, query_packed, cuts, grad_sums, begin, whole_begin, behind - first,
+        last, queries, size, groups, TAU, BITS, GROUPS, WORDS, SIZE, QUERIES, PARTS, STAGES, False,
+    )  # fmt: skip
+    found = _collect(
+        found, codes, position, query_packed, cuts, grad_sums, whole_begin, whole_behind,
+        behind - first, last, queries, size, groups, TAU, BITS, GROUPS, WORDS, SIZE, QUERIES, PARTS,
+        STAGES, True,
+    )  # fmt: skip
+    found = _collect(
+        found, codes, position, query_packed, cuts, grad_sums, whole_behind, behind_query,
+        behind - first, last, queries, size, groups, TAU, BITS, GROUPS, WORDS, SIZE, QUERIES, PARTS,
+        STAGES, False,
+    )  # fmt: skip
     store_rows(
         grad_values + row_begin * size,
         tl.arange(0, LENGTH),
@@ -267,12 +438,19 @@ def attend_at_backward(
         return out
     if queries == 0:
         return out.zero_()
-    grad_sums = values.new_empty(queries, packing.padded_groups, size, dtype=torch.float32)
+    of_parts = parts(values.dtype)
+    grad_sums = values.new_empty(
+        max(of_parts, 1),
+        queries,
+        packing.padded_groups,
+        size,
+        dtype=torch.bfloat16 if of_parts else torch.float32,
+    )
     _launch_queries(
         values, ids, offsets, packed, query_packed, query_offsets, cuts, packing, last, out, grad,
         grad_sums,
     )  # fmt: skip
-    code = _code(packing, values)
+    code = _code(packing, values, _columns_of_behaviours(values))
     shape = _shape_of_behaviours(values, code)
     _behaviours[(slots(users, rows, shape["LENGTH"]),)](
         offsets, packed, query_packed, query_offsets, cuts, grad_sums, out, users, rows, queries,
@@ -299,7 +477,7 @@ def _launch_queries(
     queries, users = cuts.shape[0], offsets.shape[0] - 1
     if queries == 0:
         return
-    code = _code(packing, values)
+    code = _code(packing, values, _columns(values))
     _queries[(slots(users, queries, code["QUERIES"]),)](
         values, ids, values.shape[0], offsets, packed, query_packed, query_offsets, cuts, interest,
         grad, grad_sums, users, rows, queries, last, size, packing.groups, **code,
@@ -308,37 +486,48 @@ def _launch_queries(
     )  # fmt: skip
 
 
-def _code(packing: Packing, values: Tensor) -> dict[str, int]:
+def _columns(values: Tensor) -> int:
+    """Return how many buckets of queries a program makes at once."""
+    return 128 if values.shape[1] <= 64 else 64
+
+
+def _columns_of_behaviours(values: Tensor) -> int:
+    """Return how many gradients of buckets a program collects from at once."""
+    return 32 if values.dtype == torch.float32 or values.shape[1] > 128 else 64
+
+
+def _code(packing: Packing, values: Tensor, columns: int) -> dict[str, int]:
     return {
         "TAU": packing.tau,
         "BITS": packing.bits,
         "GROUPS": packing.padded_groups,
         "WORDS": packing.words,
         "SIZE": padded_size(values.shape[1]),
-        "QUERIES": max(1, columns_at_once(values) // packing.padded_groups),
+        "QUERIES": max(1, columns // packing.padded_groups),
     }
 
 
 def _shape(values: Tensor, code: dict[str, int]) -> LaunchShape:
     size, older = values.shape[1], dispatch.before_hopper(values)
-    rule = {"LENGTH": 64, "STAGES": 2, "num_warps": 4 if size <= 64 else 8}
     if values.dtype == torch.float32 or size > 128:
-        rule = {"LENGTH": 32, "STAGES": 2 if older and size <= 128 else 1, "num_warps": 8}
-    if values.dtype == torch.float32 and size <= 64 and not older:
-        rule = {"LENGTH": 16, "STAGES": 1, "num_warps": 4}
+        length = 16 if values.dtype == torch.float32 and size > 128 else 32
+        rule = {"LENGTH": length, "STAGES": 1, "num_warps": 8 if older or size > 128 else 4}
+    elif size > 64:
+        rule = {"LENGTH": 64, "STAGES": 2, "num_warps": 8 if older else 4}
+    else:
+        rule = {"LENGTH": 64, "STAGES": 2 if older else 3, "num_warps": 4}
     return launch_shape("pairs", values.device, values.dtype, *_sizes(size, code), rule=rule)
 
 
 def _shape_of_behaviours(values: Tensor, code: dict[str, int]) -> LaunchShape:
     size, older = values.shape[1], dispatch.before_hopper(values)
-    wide = values.dtype == torch.float32 or size > 128
-    rule = {
-        "LENGTH": 32 if older or wide or size <= 64 else 64,
-        "STAGES": 1 if wide else 2,
-        "num_warps": 8 if older or wide or size > 64 else 4,
-    }
-    if values.dtype == torch.float32 and size <= 64 and not older:
-        rule = {"LENGTH": 64, "STAGES": 1, "num_warps": 4 if size <= 32 else 8}
+    if size > 128:
+        rule = {"LENGTH": 32, "STAGES": 1, "num_warps": 8}
+    elif values.dtype == torch.float32:
+        length = 128 if size <= 64 else 64
+        rule = {"LENGTH": length // 2 if older else length, "STAGES": 1, "num_warps": 8}
+    else:
+        rule = {"LENGTH": 64, "STAGES": 1 if size <= 64 else 2, "num_warps": 8 if older else 4}
     sizes = _sizes(size, code)
     return launch_shape("pairs_backward", values.device, values.dtype, *sizes, rule=rule)
 

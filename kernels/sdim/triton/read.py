@@ -80,7 +80,7 @@ def _read_small(
         x = load_rows(queries, row, length, size, SIZE)
         codes = codes_of(positive(x, high, middle, low, PRODUCTS, PARTS == 0), LENGTH, GROUPS, BITS)
         store_rows(packed, row, length, pack(codes, LENGTH, GROUPS, BITS), WORDS, WORDS)
-        member = one_hot(codes, 0, LENGTH, GROUPS, BUCKETS, COLUMNS)
+        member = one_hot(codes, 0, LENGTH, GROUPS, BUCKETS, COLUMNS, tl.bfloat16, PARTS == 0)
         store_rows(interest, row, length, collect(member, unit, PARTS), size, SIZE)
 
 
@@ -153,7 +153,7 @@ def _read_backward(
         codes = load_codes(
             packed + before * WORDS, row, row < left, GROUPS, BITS, TAU, WORDS, LENGTH
         )
-        member = one_hot(codes, first_column, LENGTH, GROUPS, BUCKETS, COLUMNS)
+        member = one_hot(codes, first_column, LENGTH, GROUPS, BUCKETS, COLUMNS, x.dtype, PARTS == 0)
         upstream_t = add_products(upstream_t, x, member, PARTS)
     line, column = first_column + tl.arange(0, COLUMNS), tl.arange(0, SIZE)
     inside = (line < groups * BUCKETS)[None, :] & (column < size)[:, None]
@@ -234,7 +234,7 @@ def _shape(queries: Tensor, packing: Packing, products: int) -> LaunchShape:
 
 def _backward_shape(table: Tensor, columns: int) -> LaunchShape:
     size, older = table.shape[3], dispatch.before_hopper(table)
-    rule = {"LENGTH": 64, "STAGES": 1, "num_warps": 8 if size > 64 else 4}
+    rule = {"LENGTH": 32 if size > 128 else 64, "STAGES": 1, "num_warps": 8 if size > 64 else 4}
     if older:
         rule = {"LENGTH": 32, "STAGES": 2, "num_warps": 8}
     sizes = (padded_size(size), columns)

@@ -111,6 +111,28 @@ def sum_of_pieces(
 
 
 @triton.jit
+def ones_at_zero(rest, DTYPE: tl.constexpr, EXACT: tl.constexpr):
+    """Return 1 where integers are 0, else 0, as factors for rows of DTYPE, or parts of float32.
+
+    A comparison and a choice; but of these LLVM makes vectors of bits, which take twice the
+    instructions. EXACT is Triton's interpreter, which knows no assembly.
+    """
+    if EXACT:
+        return (rest == 0).to(tl.float32)
+    OPERAND: tl.constexpr = tl.bfloat16 if tl.float32 == DTYPE else DTYPE
+    one = tl.full([1] * len(rest.shape), 1.0, OPERAND).to(tl.int16, bitcast=True)
+    found = tl.inline_asm_elementwise(
+        "{ .reg .pred zero; setp.eq.b32 zero, $1, 0; selp.b16 $0, $2, 0, zero; }",
+        "=h,r,h",
+        [rest, one],
+        dtype=tl.int16,
+        is_pure=True,
+        pack=1,
+    )
+    return found.to(OPERAND, bitcast=True)
+
+
+@triton.jit
 def one_hot(
     codes,
     first_column,
@@ -118,21 +140,25 @@ def one_hot(
     GROUPS: tl.constexpr,
     BUCKETS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    DTYPE: tl.constexpr,
+    EXACT: tl.constexpr,
 ):
-    """Return `[LENGTH, COLUMNS]`, whether codes `[LENGTH, GROUPS]` are those of a table's rows.
+    """Return `[LENGTH, COLUMNS]`, 1 where codes `[LENGTH, GROUPS]` are those of a table's rows.
 
     Columns count rows of a table `[GROUPS, BUCKETS]` from `first_column` on, a multiple of COLUMNS.
+    DTYPE and EXACT are those of `ones_at_zero`.
     """
     if COLUMNS >= BUCKETS:
         HELD: tl.constexpr = COLUMNS // BUCKETS
         bucket = tl.arange(0, BUCKETS)
-        if HELD == GROUPS:
-            return tl.reshape(codes[:, :, None] == bucket[None, None, :], [LENGTH, COLUMNS])
-        held = _pick(codes, first_column // BUCKETS, LENGTH, GROUPS, HELD)
-        return tl.reshape(held[:, :, None] == bucket[None, None, :], [LENGTH, COLUMNS])
+        held = codes
+        if HELD < GROUPS:
+            held = _pick(codes, first_column // BUCKETS, LENGTH, GROUPS, HELD)
+        found = ones_at_zero(held[:, :, None] ^ bucket[None, None, :], DTYPE, EXACT)
+        return tl.reshape(found, [LENGTH, COLUMNS])
     group, first = first_column // BUCKETS, first_column % BUCKETS
     code = tl.sum(tl.where(tl.arange(0, GROUPS)[None, :] == group, codes, 0), 1)
-    return code[:, None] == (first + tl.arange(0, COLUMNS))[None, :]
+    return ones_at_zero(code[:, None] ^ (first + tl.arange(0, COLUMNS))[None, :], DTYPE, EXACT)
 
 
 @triton.jit
@@ -144,6 +170,41 @@ def _pick(codes, first, LENGTH: tl.constexpr, GROUPS: tl.constexpr, HELD: tl.con
 
 
 @triton.jit
+def _cut_off(x):
+    """Return float32 numbers cut off to the digits of bfloat16: the rest is exact, too."""
+    return (x.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _in_two(x):
+    high = _cut_off(x)
+    return high.to(tl.bfloat16), (x - high).to(tl.bfloat16)
+
+
+@triton.jit
+def _in_three(x):
+    high = _cut_off(x)
+    rest = x - high
+    middle = _cut_off(rest)
+    return high.to(tl.bfloat16), middle.to(tl.bfloat16), (rest - middle).to(tl.bfloat16)
+
+
+@triton.jit
+def bfloat16_parts(x, PARTS: tl.constexpr):
+    """Return PARTS bfloat16 parts of float32 numbers, the largest first: three have all digits."""
+    return _in_two(x) if PARTS == 2 else _in_three(x)
+
+
+@triton.jit
+def dot_of_parts(member, rows):
+    """Return the product of `member` and rows in parts, the smallest first."""
+    found = tl.dot(member, rows[len(rows) - 1])
+    for i in tl.static_range(1, len(rows)):
+        found = tl.dot(member, rows[len(rows) - 1 - i], found)
+    return found
+
+
+@triton.jit
 def add_products(sums, x, member, PARTS: tl.constexpr):
     """Return `sums` `[SIZE, COLUMNS]` plus the rows of `x` `[LENGTH, SIZE]` in each column.
 
@@ -151,22 +212,19 @@ def add_products(sums, x, member, PARTS: tl.constexpr):
         sums: float32.
         x: a tile of any floating dtype; sums of float32 are as good as float32 sums of it, others
             are cut off to float32 at every step of a history.
-        member: `[LENGTH, COLUMNS]` bool.
+        member: `[LENGTH, COLUMNS]`, 1 or 0.
         PARTS: as `parts` returns.
     """
+    x = tl.trans(x)
     if PARTS == 0:
-        return tl.dot(
-            tl.trans(x.to(tl.float32)), member.to(tl.float32), sums, input_precision="ieee"
-        )
-    if x.dtype != tl.float32:
-        return tl.dot(tl.trans(x), member.to(x.dtype), sums)
-    # Tensor cores cut off what they add to, again at every step: so each tile begins from nothing.
-    x, member = tl.trans(x), member.to(tl.bfloat16)
-    high = x.to(tl.bfloat16)
-    rest = x - high.to(tl.float32)
-    middle = rest.to(tl.bfloat16)
-    found = tl.dot((rest - middle.to(tl.float32)).to(tl.bfloat16), member)
-    return sums + tl.dot(high, member, tl.dot(middle, member, found))
+        sums = tl.dot(x.to(tl.float32), member, sums, input_precision="ieee")
+    elif x.dtype == tl.float32:
+        # Tensor cores cut off what they add to, again at every step: each tile begins from nothing.
+        high, middle, low = bfloat16_parts(x, 3)
+        sums += tl.dot(high, member, tl.dot(middle, member, tl.dot(low, member)))
+    else:
+        sums = tl.dot(x, member, sums)
+    return sums
 
 
 @triton.jit
@@ -174,22 +232,15 @@ def collect(member, rows, PARTS: tl.constexpr):
     """Return for each behaviour the sum of the float32 `rows` `[COLUMNS, SIZE]` it is member of.
 
     Args:
-        member: `[LENGTH, COLUMNS]` bool.
-        rows: float32, or of any dtype with one part.
-        PARTS: as `parts` returns, or 1.
+        member: `[LENGTH, COLUMNS]`, 1 or 0.
+        rows: float32.
+        PARTS: as `parts` returns.
     """
     if PARTS == 0:
-        return tl.dot(member.to(tl.float32), rows.to(tl.float32), input_precision="ieee")
-    if PARTS == 1:
-        return tl.dot(member.to(rows.dtype), rows)
-    weight = member.to(tl.bfloat16)
-    high = rows.to(tl.bfloat16)
-    rest = rows - high.to(tl.float32)
-    middle = rest.to(tl.bfloat16)
-    if PARTS == 3:
-        found = tl.dot(weight, (rest - middle.to(tl.float32)).to(tl.bfloat16))
-        return tl.dot(weight, high, tl.dot(weight, middle, found))
-    return tl.dot(weight, high, tl.dot(weight, middle))
+        found = tl.dot(member, rows, input_precision="ieee")
+    else:
+        found = dot_of_parts(member, bfloat16_parts(rows, PARTS))
+    return found
 
 
 @triton.jit
