@@ -145,7 +145,7 @@ class _Environment:
 
     def _open(self, readonly: bool) -> None:
         self.readonly = readonly
-        self._lmdb = lmdb.open(str(self._path), map_size=FIRST_MAP_BYTES, readonly=readonly)
+        self._lmdb = _open_at_its_size(self._path, readonly)
         if not readonly:
             self._lmdb.reader_check()  # killed readers would keep pages from being used again
 
@@ -237,6 +237,15 @@ class _Environment:
     def close(self) -> None:
         with self._alone():
             self._lmdb.close()
+
+
+def _open_at_its_size(path: Path, readonly: bool) -> "lmdb.Environment":
+    while True:
+        try:
+            return lmdb.open(str(path), map_size=FIRST_MAP_BYTES, readonly=readonly)
+        except lmdb.MapResizedError:
+            # Another process enlarged the map after its size was read: it is read again.
+            continue
 
 
 _environments: dict[tuple[int, int], _Environment] = {}  # by the identity of their data files

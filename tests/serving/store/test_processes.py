@@ -8,8 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import lmdb
 import pytest
+import redis
 
 from hashtab.serving.store import TableStore, lmdb_store, open_store, unpack
 from tests.serving.store.records import FINGERPRINT, LAYOUT
@@ -38,6 +41,19 @@ def lines(process: "subprocess.Popen[str]") -> Iterator[int]:
             yield int(line)
 
 
+@contextmanager
+def arrived(url: str) -> Iterator[None]:
+    """Wait at the end for what a killed client of a Redis server had sent: it is still run."""
+    if url.startswith("lmdb"):
+        yield
+        return
+    with redis.Redis.from_url(url) as server:
+        before = {client["id"] for client in server.client_list()}
+        yield
+        while {client["id"] for client in server.client_list()} - before:
+            time.sleep(0.001)
+
+
 def revisions(store: TableStore, users: range) -> list[int | None]:
     """The one number that each whole record holds."""
     found: list[int | None] = []
@@ -54,7 +70,7 @@ def test_a_killed_writer_loses_nothing_acknowledged(url: str) -> None:
     whole = 0
     with open_store(url) as store:
         for _ in range(KILLS if url.startswith("lmdb") else FEW_KILLS):
-            with writer("append", url) as process:
+            with arrived(url), writer("append", url) as process:
                 acknowledged = next(lines(process))
                 time.sleep(chance.random() * 0.1)
                 process.kill()
@@ -93,3 +109,21 @@ def test_the_map_grows_under_several_writers(
         for user, data in store.items(FINGERPRINT):
             number = int(str(user).split()[-1])
             assert user == "0" or unpack(data, WIDE).revision == number
+
+
+def test_a_store_opens_while_another_process_enlarges_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_store(str(tmp_path)) as store:
+        store.put(FINGERPRINT, {"0": b"a"})
+    opened = lmdb.open
+    enlarged = iter([lmdb.MapResizedError("what", 0), lmdb.MapResizedError("what", 0)])
+
+    def open_late(*args: Any, **kwargs: Any) -> "lmdb.Environment":
+        for error in enlarged:
+            raise error
+        return opened(*args, **kwargs)
+
+    monkeypatch.setattr(lmdb, "open", open_late)
+    with open_store(str(tmp_path)) as store:
+        assert store.get(FINGERPRINT, ["0"]) == [b"a"]
