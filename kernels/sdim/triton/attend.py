@@ -32,11 +32,10 @@ from hashtab.kernels.sdim.triton.rows import (
     store_rows,
 )
 from hashtab.kernels.sdim.triton.sums import (
-    add_products,
+    bfloat16_parts,
     collect,
     columns_at_once,
     inverse_norm,
-    ones_at_zero,
     partial_of,
     partial_sums,
     parts,
@@ -48,25 +47,37 @@ TILE = 1024  # rows of a piece
 
 
 @triton.jit
-def _members(
-    codes,
-    wanted,
-    LENGTH: tl.constexpr,
-    CANDIDATES: tl.constexpr,
-    GROUPS: tl.constexpr,
-    DTYPE: tl.constexpr,
-    EXACT: tl.constexpr,
-):
-    """Return `[LENGTH, CANDIDATES * GROUPS]`, 1 where a behaviour shares the bucket, else 0.
-
-    DTYPE and EXACT are those of `ones_at_zero`.
-    """
+def _members(codes, wanted, LENGTH: tl.constexpr, CANDIDATES: tl.constexpr, GROUPS: tl.constexpr):
+    """Return `[LENGTH, CANDIDATES * GROUPS]`, whether a behaviour shares the bucket."""
     if CANDIDATES == 1:
-        found = ones_at_zero(codes ^ wanted, DTYPE, EXACT)
+        found = codes == wanted
     else:
-        rest = codes[:, None, :] ^ wanted[None, :, :]
-        found = tl.reshape(ones_at_zero(rest, DTYPE, EXACT), [LENGTH, CANDIDATES * GROUPS])
+        same = codes[:, None, :] == wanted[None, :, :]
+        found = tl.reshape(same, [LENGTH, CANDIDATES * GROUPS])
     return found
+
+
+@triton.jit
+def _add_products_t(sums_t, x, member, PARTS: tl.constexpr):
+    """Return `add_products` turned over, for columns may be too few for a product's first factor.
+
+    Args:
+        sums_t: `[SIZE, COLUMNS]`.
+        x: `[LENGTH, SIZE]`.
+        member: `[LENGTH, COLUMNS]`.
+        PARTS: as `parts` returns.
+    """
+    x = tl.trans(x)
+    if PARTS == 0:
+        x, member = x.to(tl.float32), member.to(tl.float32)
+        sums_t = tl.dot(x, member, sums_t, input_precision="ieee")
+    elif x.dtype == tl.float32:
+        member = member.to(tl.bfloat16)
+        high, middle, low = bfloat16_parts(x, 3)
+        sums_t += tl.dot(high, member, tl.dot(middle, member, tl.dot(low, member)))
+    else:
+        sums_t = tl.dot(x, member.to(x.dtype), sums_t)
+    return sums_t
 
 
 @triton.jit
@@ -150,8 +161,8 @@ def _attend(
                 store_rows(packed, row, length, pack(codes, LENGTH, GROUPS, BITS), WORDS, WORDS)
         else:
             codes = load_codes(packed, row, row < length, GROUPS, BITS, TAU, WORDS, LENGTH)
-        member = _members(codes, wanted, LENGTH, CANDIDATES, GROUPS, x.dtype, PARTS == 0)
-        sums_t = add_products(sums_t, x, member, PARTS)
+        member = _members(codes, wanted, LENGTH, CANDIDATES, GROUPS)
+        sums_t = _add_products_t(sums_t, x, member, PARTS)
 
     if alone:
         _store_interest(
@@ -268,7 +279,7 @@ def _attend_backward(
         for start in tl.range(0, length, LENGTH, num_stages=STAGES):
             row = start + tl.arange(0, LENGTH)
             codes = load_codes(packed, row, row < length, GROUPS, BITS, TAU, WORDS, LENGTH)
-            member = _members(codes, wanted, LENGTH, CANDIDATES, GROUPS, tl.bfloat16, PARTS == 0)
+            member = _members(codes, wanted, LENGTH, CANDIDATES, GROUPS)
             found = collect(member, grad_sums, PARTS)
             if first > 0:
                 found += load_rows(grad_values, row, length, size, SIZE)

@@ -31,15 +31,18 @@ from hashtab.kernels.sdim.triton.rows import (
 )
 from hashtab.kernels.sdim.triton.sums import (
     add_products,
+    code_factor,
     collect,
     columns_at_once,
     holds,
-    one_hot,
     partial_of,
     partial_sums,
     parts,
     piece,
     place_of,
+    rows_of_table,
+    spread,
+    spread_rows,
     sum_of_pieces,
 )
 
@@ -98,7 +101,8 @@ def _encode(
         high, middle, low = load_parts(
             prepared, 0, SIZE, BITS, GROUPS, GROUPS, values.dtype.element_ty, PRODUCTS, PARTS == 0
         )
-    sums_t = tl.zeros([SIZE, COLUMNS], tl.float32)
+    of_group, bucket = rows_of_table(skipped + first_line, COLUMNS, GROUPS, BUCKETS, PARTS == 0)
+    sums = tl.zeros([COLUMNS, SIZE], tl.float32)
     for start in tl.range(0, length, LENGTH, num_stages=STAGES):
         row = start + tl.arange(0, LENGTH)
         x = load_behaviours(values, ids, items, row, length, size, SIZE)
@@ -108,24 +112,23 @@ def _encode(
             store_rows(packed, row, length, pack(codes, LENGTH, GROUPS, BITS), WORDS, WORDS)
         else:
             codes = load_codes(packed, row, row < length, GROUPS, BITS, TAU, WORDS, LENGTH)
-        member = one_hot(
-            codes, skipped + first_line, LENGTH, GROUPS, BUCKETS, COLUMNS, x.dtype, PARTS == 0
-        )
-        sums_t = add_products(sums_t, x, member, PARTS)
+        codes = code_factor(codes, LENGTH, GROUPS, PARTS == 0)
+        member = spread(of_group, codes, PARTS == 0) == bucket[:, None]
+        sums = add_products(sums, member, x, PARTS)
 
     line = first_line + tl.arange(0, COLUMNS)
     width = tl.cast(lines, tl.int64) * size
-    within = line[None, :].to(tl.int64) * size + column[:, None]
-    inside = (line < lines)[None, :] & (column < size)[:, None]
+    within = line[:, None].to(tl.int64) * size + column[None, :]
+    inside = (line < lines)[:, None] & (column < size)[None, :]
     if alone:
-        tl.store(table + user * width + within, sums_t, mask=inside)
+        tl.store(table + user * width + within, sums, mask=inside)
     else:
         index = (begin - first) // TILE
         if WITH_LAST:
             place = partial_of(offsets, user, rows, index, TILE)
         else:
             place = place_of(offsets, user, rows, index, TILE)
-        tl.store(partial + place * width + within, sums_t, mask=inside)
+        tl.store(partial + place * width + within, sums, mask=inside)
 
 
 @triton.jit
@@ -181,17 +184,19 @@ def _encode_backward(
         most = tl.max(tl.abs(grad_sums), 0)
         scale = tl.where(most > 0, most, 1.0)[None, :]
         half = (grad_sums / scale).to(tl.float16)
+    of_group, bucket = rows_of_table(0, GROUPS * BUCKETS, GROUPS, BUCKETS, PARTS == 0)
     grad_values += begin * size
     packed += begin * WORDS
     length = tl.cast(end - begin, tl.int32)
     for start in tl.range(0, length, LENGTH, num_stages=STAGES):
         row = start + tl.arange(0, LENGTH)
         codes = load_codes(packed, row, row < length, GROUPS, BITS, TAU, WORDS, LENGTH)
-        member = one_hot(
-            codes, 0, LENGTH, GROUPS, BUCKETS, GROUPS * BUCKETS,
-            tl.float16 if HALF else tl.bfloat16, PARTS == 0,
-        )  # fmt: skip
-        found = tl.dot(member, half) * scale if HALF else collect(member, grad_sums, PARTS)
+        codes = code_factor(codes, LENGTH, GROUPS, PARTS == 0)
+        member = spread_rows(codes, of_group, PARTS == 0) == bucket[None, :]
+        if HALF:
+            found = tl.dot(member.to(tl.float16), half) * scale
+        else:
+            found = collect(member, grad_sums, PARTS)
         store_rows(grad_values, row, length, found, size, SIZE)
 
 

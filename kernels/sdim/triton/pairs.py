@@ -1,7 +1,7 @@
 """Queries at cuts by pairs: each query's buckets are sums over the behaviours it sees, by masks.
 
-A mask says which behaviours share a query's codes: a product with ones spreads their codes over
-the columns of queries and groups, where it leaves them as the next product takes its factor.
+A mask says which behaviours share a query's codes: these are spread over columns of queries and
+groups, and compared with the queries'.
 
 Time grows with queries times behaviours, as exact attention's does, but for any number of buckets;
 `walk.py` is for tables that fit into a program. A program takes some queries of a user.
@@ -24,11 +24,16 @@ from hashtab.kernels.sdim.triton.rows import (
     store_rows,
 )
 from hashtab.kernels.sdim.triton.sums import (
+    add_products,
     bfloat16_parts,
+    code_factor,
     collect,
     dot_of_parts,
+    group_factor,
     inverse_norm,
     parts,
+    spread,
+    spread_rows,
 )
 
 
@@ -38,40 +43,6 @@ def _load_sight(cuts, query, there, length, last):
     cut = tl.load(cuts + query, mask=there, other=0)
     cut = tl.minimum(tl.maximum(cut, 0), length)
     return tl.maximum(cut - last, 0), cut
-
-
-@triton.jit
-def _of_group(COLUMNS: tl.constexpr, GROUPS: tl.constexpr, EXACT: tl.constexpr):
-    """Return `[COLUMNS, 16 or GROUPS]`, 1 where a column of queries' codes is of a group.
-
-    In float16, which holds all codes, or EXACT in float32 for Triton's interpreter.
-    """
-    group = tl.arange(0, COLUMNS) % GROUPS
-    here = group[:, None] == tl.arange(0, 16 if GROUPS < 16 else GROUPS)[None, :]
-    return here.to(tl.float32 if EXACT else tl.float16)
-
-
-@triton.jit
-def _load_codes(
-    packed,
-    row,
-    valid,
-    GROUPS: tl.constexpr,
-    BITS: tl.constexpr,
-    TAU: tl.constexpr,
-    WORDS: tl.constexpr,
-    LENGTH: tl.constexpr,
-    EXACT: tl.constexpr,
-):
-    """Return the codes `[LENGTH, 16 or GROUPS]` of rows as a factor for `_of_group`.
-
-    Behind fewer groups than a product takes they come again, where it has zeros.
-    """
-    codes = load_codes(packed, row, valid, GROUPS, BITS, TAU, WORDS, LENGTH)
-    if GROUPS < 16:
-        again = tl.broadcast_to(codes[:, None, :], [LENGTH, 16 // GROUPS, GROUPS])
-        codes = tl.reshape(again, [LENGTH, 16])
-    return codes.to(tl.float32 if EXACT else tl.float16)
 
 
 @triton.jit
@@ -90,11 +61,6 @@ def _load_wanted(
     word = tl.load(query_packed + query * WORDS + bit // 32, mask=there, other=0)
     code = (word >> bit % 32) & ((1 << TAU) - 1)
     return tl.where(there & (group < groups), code, -1).to(tl.float32)
-
-
-@triton.jit
-def _product(x, y, EXACT: tl.constexpr):
-    return tl.dot(x, y, input_precision="ieee") if EXACT else tl.dot(x, y)
 
 
 @triton.jit
@@ -122,23 +88,17 @@ def _add_tile(
 ):
     """Return the buckets' sums plus a tile of behaviours from `start` on.
 
-    A product spreads their codes over the columns as other products leave their results: without a
-    word between threads. WHOLE says that all queries see all of the tile.
+    WHOLE says that all queries see all of the tile.
     """
     row = start + tl.arange(0, LENGTH)
     far = row.to(tl.int64)  # a history may have more numbers than an int32 counts
     x = load_behaviours(values, ids, items, far, length, size, SIZE)
-    codes = _load_codes(packed, far, row < length, GROUPS, BITS, TAU, WORDS, LENGTH, PARTS == 0)
-    member = _product(of_group, tl.trans(codes), PARTS == 0) == wanted[:, None]
+    codes = load_codes(packed, far, row < length, GROUPS, BITS, TAU, WORDS, LENGTH)
+    codes = code_factor(codes, LENGTH, GROUPS, PARTS == 0)
+    member = spread(of_group, codes, PARTS == 0) == wanted[:, None]
     if not WHOLE:
         member &= (row[None, :] >= begin[:, None]) & (row[None, :] < end[:, None])
-    if PARTS == 0:
-        sums += collect(member.to(tl.float32), x.to(tl.float32), PARTS)
-    elif x.dtype == tl.float32:
-        sums += collect(member.to(tl.bfloat16), x, PARTS)
-    else:
-        sums = tl.dot(member.to(x.dtype), x, sums)
-    return sums
+    return add_products(sums, member, x, PARTS)
 
 
 @triton.jit
@@ -178,7 +138,7 @@ def _sums_of_queries(
     begin, end = (begin - low).to(tl.int32), (end - low).to(tl.int32)
     first = tl.cdiv(tl.max(tl.where(there, begin, 0), 0), LENGTH) * LENGTH
     behind = tl.maximum(tl.min(end, 0) // LENGTH * LENGTH, first)
-    of_group = _of_group(COLUMNS, GROUPS, PARTS == 0)
+    of_group = group_factor(tl.arange(0, COLUMNS) % GROUPS, GROUPS, PARTS == 0)
     sums = tl.zeros([COLUMNS, SIZE], tl.float32)
     for start in tl.range(first, behind, LENGTH, num_stages=STAGES):
         sums = _add_tile(
@@ -305,15 +265,15 @@ def _collect(
     WHOLE says that they see all of these behaviours.
     """
     COLUMNS: tl.constexpr = QUERIES * GROUPS
-    of_group = _of_group(COLUMNS, GROUPS, PARTS == 0)
     distance = tl.cast(queries, tl.int64) * GROUPS * size
     column = tl.arange(0, COLUMNS)
     group = column % GROUPS
+    of_group = group_factor(group, GROUPS, PARTS == 0)
     for start in tl.range(begin, behind, QUERIES, num_stages=STAGES):
         query = start + column // GROUPS
         there = query < behind
         wanted = _load_wanted(query_packed, query, there, group, groups, BITS, TAU, WORDS)
-        member = _product(codes, tl.trans(of_group), PARTS == 0) == wanted[None, :]
+        member = spread_rows(codes, of_group, PARTS == 0) == wanted[None, :]
         if not WHOLE:
             first, end = _load_sight(cuts, query, there, length, last)
             member &= position[:, None] >= first.to(tl.int32)[None, :]
@@ -322,7 +282,7 @@ def _collect(
         part = grad_sums + start * GROUPS * size
         high = load_rows(part, column, lines, size, SIZE)
         if PARTS == 0:
-            found += _product(member.to(tl.float32), high, True)
+            found += collect(member, high, PARTS)
         else:
             middle = load_rows(part + distance, column, lines, size, SIZE)
             if PARTS == 2:
@@ -366,7 +326,8 @@ def _behaviours(
     if row_begin >= row_end:
         return
     row = row_begin + tl.arange(0, LENGTH)
-    codes = _load_codes(packed, row, row < row_end, GROUPS, BITS, TAU, WORDS, LENGTH, PARTS == 0)
+    codes = load_codes(packed, row, row < row_end, GROUPS, BITS, TAU, WORDS, LENGTH)
+    codes = code_factor(codes, LENGTH, GROUPS, PARTS == 0)
     position = (row - first).to(tl.int32)
     top, bottom = row_begin - first, row_end - first - 1
     first_query, behind_query = span(query_offsets, user, queries)

@@ -27,12 +27,15 @@ from hashtab.kernels.sdim.triton.hashing import (
 from hashtab.kernels.sdim.triton.rows import load_rows, padded_size, store_rows
 from hashtab.kernels.sdim.triton.sums import (
     add_products,
+    code_factor,
     collect,
     columns_at_once,
     holds,
     inverse_norm,
-    one_hot,
     parts,
+    rows_of_table,
+    spread,
+    spread_rows,
 )
 
 _PROGRAMS = 132 * 4
@@ -72,6 +75,7 @@ def _read_small(
     high, middle, low = load_parts(
         prepared, 0, SIZE, BITS, GROUPS, GROUPS, queries.dtype.element_ty, PRODUCTS, PARTS == 0
     )
+    of_group, bucket = rows_of_table(0, COLUMNS, GROUPS, BUCKETS, PARTS == 0)
     queries += first * size
     interest += first * size
     packed += first * WORDS
@@ -80,7 +84,8 @@ def _read_small(
         x = load_rows(queries, row, length, size, SIZE)
         codes = codes_of(positive(x, high, middle, low, PRODUCTS, PARTS == 0), LENGTH, GROUPS, BITS)
         store_rows(packed, row, length, pack(codes, LENGTH, GROUPS, BITS), WORDS, WORDS)
-        member = one_hot(codes, 0, LENGTH, GROUPS, BUCKETS, COLUMNS, tl.bfloat16, PARTS == 0)
+        codes = code_factor(codes, LENGTH, GROUPS, PARTS == 0)
+        member = spread_rows(codes, of_group, PARTS == 0) == bucket[None, :]
         store_rows(interest, row, length, collect(member, unit, PARTS), size, SIZE)
 
 
@@ -145,7 +150,8 @@ def _read_backward(
     BUCKETS: tl.constexpr = 1 << TAU
     grad += user * candidates * size
     packed += user * candidates * WORDS
-    upstream_t = tl.zeros([SIZE, COLUMNS], tl.float32)
+    of_group, bucket = rows_of_table(first_column, COLUMNS, GROUPS, BUCKETS, PARTS == 0)
+    upstream = tl.zeros([COLUMNS, SIZE], tl.float32)
     row = tl.arange(0, LENGTH)
     for start in tl.range(0, candidates, LENGTH, num_stages=STAGES):
         before, left = tl.cast(start, tl.int64), candidates - start
@@ -153,16 +159,17 @@ def _read_backward(
         codes = load_codes(
             packed + before * WORDS, row, row < left, GROUPS, BITS, TAU, WORDS, LENGTH
         )
-        member = one_hot(codes, first_column, LENGTH, GROUPS, BUCKETS, COLUMNS, x.dtype, PARTS == 0)
-        upstream_t = add_products(upstream_t, x, member, PARTS)
+        codes = code_factor(codes, LENGTH, GROUPS, PARTS == 0)
+        member = spread(of_group, codes, PARTS == 0) == bucket[:, None]
+        upstream = add_products(upstream, member, x, PARTS)
     line, column = first_column + tl.arange(0, COLUMNS), tl.arange(0, SIZE)
-    inside = (line < groups * BUCKETS)[None, :] & (column < size)[:, None]
-    within = user * groups * BUCKETS * size + line[None, :] * size + column[:, None]
-    sums_t = tl.load(table + within, mask=inside, other=0.0)
-    scale = inverse_norm(tl.sum(sums_t * sums_t, 0))
-    unit_t = sums_t * scale[None, :]
-    along = tl.sum(unit_t * upstream_t, 0)
-    found = (upstream_t - unit_t * along[None, :]) * (scale / groups)[None, :]
+    inside = (line < groups * BUCKETS)[:, None] & (column < size)[None, :]
+    within = user * groups * BUCKETS * size + line[:, None] * size + column[None, :]
+    sums = tl.load(table + within, mask=inside, other=0.0)
+    scale = inverse_norm(tl.sum(sums * sums, 1))
+    unit = sums * scale[:, None]
+    along = tl.sum(unit * upstream, 1)
+    found = (upstream - unit * along[:, None]) * (scale / groups)[:, None]
     tl.store(grad_table + within, found, mask=inside)
 
 

@@ -111,62 +111,57 @@ def sum_of_pieces(
 
 
 @triton.jit
-def ones_at_zero(rest, DTYPE: tl.constexpr, EXACT: tl.constexpr):
-    """Return 1 where integers are 0, else 0, as factors for rows of DTYPE, or parts of float32.
+def group_factor(group, GROUPS: tl.constexpr, EXACT: tl.constexpr):
+    """Return `[COLUMNS, 16 or GROUPS]`, 1 where a column is of a group, for `spread`.
 
-    A comparison and a choice; but of these LLVM makes vectors of bits, which take twice the
-    instructions. EXACT is Triton's interpreter, which knows no assembly.
+    In float16, which holds all codes, or EXACT in float32 for Triton's interpreter.
     """
-    if EXACT:
-        return (rest == 0).to(tl.float32)
-    OPERAND: tl.constexpr = tl.bfloat16 if tl.float32 == DTYPE else DTYPE
-    one = tl.full([1] * len(rest.shape), 1.0, OPERAND).to(tl.int16, bitcast=True)
-    found = tl.inline_asm_elementwise(
-        "{ .reg .pred zero; setp.eq.b32 zero, $1, 0; selp.b16 $0, $2, 0, zero; }",
-        "=h,r,h",
-        [rest, one],
-        dtype=tl.int16,
-        is_pure=True,
-        pack=1,
-    )
-    return found.to(OPERAND, bitcast=True)
+    here = group[:, None] == tl.arange(0, 16 if GROUPS < 16 else GROUPS)[None, :]
+    return here.to(tl.float32 if EXACT else tl.float16)
 
 
 @triton.jit
-def one_hot(
-    codes,
-    first_column,
-    LENGTH: tl.constexpr,
+def code_factor(codes, LENGTH: tl.constexpr, GROUPS: tl.constexpr, EXACT: tl.constexpr):
+    """Return codes `[LENGTH, GROUPS]` as a factor `[LENGTH, 16 or GROUPS]` for `spread`.
+
+    Behind fewer groups than a product takes they come again, where `group_factor` has zeros.
+    """
+    if GROUPS < 16:
+        again = tl.broadcast_to(codes[:, None, :], [LENGTH, 16 // GROUPS, GROUPS])
+        codes = tl.reshape(again, [LENGTH, 16])
+    return codes.to(tl.float32 if EXACT else tl.float16)
+
+
+@triton.jit
+def spread(of_group, codes, EXACT: tl.constexpr):
+    """Return codes `[COLUMNS, LENGTH]` float32: of each row those of each column's group.
+
+    A product with ones, for it leaves them where the next product takes its first factor from, with
+    no word between threads; of a comparison there LLVM would make vectors of bits.
+    """
+    codes = tl.trans(codes)
+    return tl.dot(of_group, codes, input_precision="ieee") if EXACT else tl.dot(of_group, codes)
+
+
+@triton.jit
+def spread_rows(codes, of_group, EXACT: tl.constexpr):
+    """Return codes `[LENGTH, COLUMNS]` float32, as `spread` and for the same reason."""
+    group = tl.trans(of_group)
+    return tl.dot(codes, group, input_precision="ieee") if EXACT else tl.dot(codes, group)
+
+
+@triton.jit
+def rows_of_table(
+    first_line,
+    COLUMNS: tl.constexpr,
     GROUPS: tl.constexpr,
     BUCKETS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DTYPE: tl.constexpr,
     EXACT: tl.constexpr,
 ):
-    """Return `[LENGTH, COLUMNS]`, 1 where codes `[LENGTH, GROUPS]` are those of a table's rows.
-
-    Columns count rows of a table `[GROUPS, BUCKETS]` from `first_column` on, a multiple of COLUMNS.
-    DTYPE and EXACT are those of `ones_at_zero`.
-    """
-    if COLUMNS >= BUCKETS:
-        HELD: tl.constexpr = COLUMNS // BUCKETS
-        bucket = tl.arange(0, BUCKETS)
-        held = codes
-        if HELD < GROUPS:
-            held = _pick(codes, first_column // BUCKETS, LENGTH, GROUPS, HELD)
-        found = ones_at_zero(held[:, :, None] ^ bucket[None, None, :], DTYPE, EXACT)
-        return tl.reshape(found, [LENGTH, COLUMNS])
-    group, first = first_column // BUCKETS, first_column % BUCKETS
-    code = tl.sum(tl.where(tl.arange(0, GROUPS)[None, :] == group, codes, 0), 1)
-    return ones_at_zero(code[:, None] ^ (first + tl.arange(0, COLUMNS))[None, :], DTYPE, EXACT)
-
-
-@triton.jit
-def _pick(codes, first, LENGTH: tl.constexpr, GROUPS: tl.constexpr, HELD: tl.constexpr):
-    """Return the HELD consecutive groups from `first` on, a multiple of HELD."""
-    blocks = tl.reshape(codes, [LENGTH, GROUPS // HELD, HELD])
-    this = tl.arange(0, GROUPS // HELD)[None, :, None] == first // HELD
-    return tl.sum(tl.where(this, blocks, 0), 1)
+    """Return of rows of a table `[GROUPS, BUCKETS]` the `group_factor`, and buckets in float32."""
+    line = first_line + tl.arange(0, COLUMNS)
+    bucket = (line % BUCKETS).to(tl.float32)
+    return group_factor(line // BUCKETS, GROUPS, EXACT), bucket
 
 
 @triton.jit
@@ -205,25 +200,21 @@ def dot_of_parts(member, rows):
 
 
 @triton.jit
-def add_products(sums, x, member, PARTS: tl.constexpr):
-    """Return `sums` `[SIZE, COLUMNS]` plus the rows of `x` `[LENGTH, SIZE]` in each column.
+def add_products(sums, member, x, PARTS: tl.constexpr):
+    """Return `sums` `[COLUMNS, SIZE]` plus the rows of `x` `[LENGTH, SIZE]` in each column.
 
     Args:
         sums: float32.
+        member: `[COLUMNS, LENGTH]`, whether a row is in a column.
         x: a tile of any floating dtype; sums of float32 are as good as float32 sums of it, others
             are cut off to float32 at every step of a history.
-        member: `[LENGTH, COLUMNS]`, 1 or 0.
         PARTS: as `parts` returns.
     """
-    x = tl.trans(x)
-    if PARTS == 0:
-        sums = tl.dot(x.to(tl.float32), member, sums, input_precision="ieee")
-    elif x.dtype == tl.float32:
+    if PARTS == 0 or x.dtype == tl.float32:
         # Tensor cores cut off what they add to, again at every step: each tile begins from nothing.
-        high, middle, low = bfloat16_parts(x, 3)
-        sums += tl.dot(high, member, tl.dot(middle, member, tl.dot(low, member)))
+        sums += collect(member, x.to(tl.float32), PARTS)
     else:
-        sums = tl.dot(x, member, sums)
+        sums = tl.dot(member.to(x.dtype), x, sums)
     return sums
 
 
@@ -232,14 +223,14 @@ def collect(member, rows, PARTS: tl.constexpr):
     """Return for each behaviour the sum of the float32 `rows` `[COLUMNS, SIZE]` it is member of.
 
     Args:
-        member: `[LENGTH, COLUMNS]`, 1 or 0.
+        member: `[LENGTH, COLUMNS]`, whether it is.
         rows: float32.
         PARTS: as `parts` returns.
     """
     if PARTS == 0:
-        found = tl.dot(member, rows, input_precision="ieee")
+        found = tl.dot(member.to(tl.float32), rows, input_precision="ieee")
     else:
-        found = dot_of_parts(member, bfloat16_parts(rows, PARTS))
+        found = dot_of_parts(member.to(tl.bfloat16), bfloat16_parts(rows, PARTS))
     return found
 
 
