@@ -280,6 +280,7 @@ def _attend_backward(
             row = start + tl.arange(0, LENGTH)
             codes = load_codes(packed, row, row < length, GROUPS, BITS, TAU, WORDS, LENGTH)
             member = _members(codes, wanted, LENGTH, CANDIDATES, GROUPS)
+            member = member.to(tl.float32 if PARTS == 0 else tl.bfloat16)
             found = collect(member, grad_sums, PARTS)
             if first > 0:
                 found += load_rows(grad_values, row, length, size, SIZE)

@@ -34,15 +34,15 @@ from hashtab.kernels.sdim.triton.sums import (
     code_factor,
     collect,
     columns_at_once,
+    columns_of_table,
     holds,
+    members,
+    members_of_rows,
     partial_of,
     partial_sums,
     parts,
     piece,
     place_of,
-    rows_of_table,
-    spread,
-    spread_rows,
     sum_of_pieces,
 )
 
@@ -101,7 +101,7 @@ def _encode(
         high, middle, low = load_parts(
             prepared, 0, SIZE, BITS, GROUPS, GROUPS, values.dtype.element_ty, PRODUCTS, PARTS == 0
         )
-    of_group, bucket = rows_of_table(skipped + first_line, COLUMNS, GROUPS, BUCKETS, PARTS == 0)
+    of_group, wanted = columns_of_table(skipped + first_line, COLUMNS, GROUPS, BUCKETS, PARTS == 0)
     sums = tl.zeros([COLUMNS, SIZE], tl.float32)
     for start in tl.range(0, length, LENGTH, num_stages=STAGES):
         row = start + tl.arange(0, LENGTH)
@@ -113,7 +113,7 @@ def _encode(
         else:
             codes = load_codes(packed, row, row < length, GROUPS, BITS, TAU, WORDS, LENGTH)
         codes = code_factor(codes, LENGTH, GROUPS, PARTS == 0)
-        member = spread(of_group, codes, PARTS == 0) == bucket[:, None]
+        member = members(of_group, codes, wanted, x.dtype, PARTS == 0)
         sums = add_products(sums, member, x, PARTS)
 
     line = first_line + tl.arange(0, COLUMNS)
@@ -184,7 +184,7 @@ def _encode_backward(
         most = tl.max(tl.abs(grad_sums), 0)
         scale = tl.where(most > 0, most, 1.0)[None, :]
         half = (grad_sums / scale).to(tl.float16)
-    of_group, bucket = rows_of_table(0, GROUPS * BUCKETS, GROUPS, BUCKETS, PARTS == 0)
+    of_group, wanted = columns_of_table(0, GROUPS * BUCKETS, GROUPS, BUCKETS, PARTS == 0)
     grad_values += begin * size
     packed += begin * WORDS
     length = tl.cast(end - begin, tl.int32)
@@ -192,10 +192,11 @@ def _encode_backward(
         row = start + tl.arange(0, LENGTH)
         codes = load_codes(packed, row, row < length, GROUPS, BITS, TAU, WORDS, LENGTH)
         codes = code_factor(codes, LENGTH, GROUPS, PARTS == 0)
-        member = spread_rows(codes, of_group, PARTS == 0) == bucket[None, :]
         if HALF:
+            member = members_of_rows(codes, of_group, wanted, tl.float16, PARTS == 0)
             found = tl.dot(member.to(tl.float16), half) * scale
         else:
+            member = members_of_rows(codes, of_group, wanted, tl.bfloat16, PARTS == 0)
             found = collect(member, grad_sums, PARTS)
         store_rows(grad_values, row, length, found, size, SIZE)
 

@@ -27,13 +27,14 @@ from hashtab.kernels.sdim.triton.sums import (
     add_products,
     bfloat16_parts,
     code_factor,
+    code_numbers,
     collect,
     dot_of_parts,
     group_factor,
     inverse_norm,
+    members,
+    members_of_rows,
     parts,
-    spread,
-    spread_rows,
 )
 
 
@@ -55,12 +56,13 @@ def _load_wanted(
     BITS: tl.constexpr,
     TAU: tl.constexpr,
     WORDS: tl.constexpr,
+    EXACT: tl.constexpr,
 ):
-    """Return float32 codes `[COLUMNS]` of queries in groups, -1 where either is not there."""
+    """Return codes `[COLUMNS]` of queries in groups as numbers, -1 where either is not there."""
     bit = group * BITS
     word = tl.load(query_packed + query * WORDS + bit // 32, mask=there, other=0)
     code = (word >> bit % 32) & ((1 << TAU) - 1)
-    return tl.where(there & (group < groups), code, -1).to(tl.float32)
+    return code_numbers(tl.where(there & (group < groups), code, -1), EXACT)
 
 
 @triton.jit
@@ -95,9 +97,10 @@ def _add_tile(
     x = load_behaviours(values, ids, items, far, length, size, SIZE)
     codes = load_codes(packed, far, row < length, GROUPS, BITS, TAU, WORDS, LENGTH)
     codes = code_factor(codes, LENGTH, GROUPS, PARTS == 0)
-    member = spread(of_group, codes, PARTS == 0) == wanted[:, None]
+    member = members(of_group, codes, wanted, x.dtype, PARTS == 0)
     if not WHOLE:
-        member &= (row[None, :] >= begin[:, None]) & (row[None, :] < end[:, None])
+        seen = (row[None, :] >= begin[:, None]) & (row[None, :] < end[:, None])
+        member = tl.where(seen, member, 0.0)
     return add_products(sums, member, x, PARTS)
 
 
@@ -208,7 +211,7 @@ def _queries(
     first, behind = span(offsets, user, rows)
     begin, end = _load_sight(cuts, query, there, behind - first, last)
     group = tl.arange(0, COLUMNS) % GROUPS
-    wanted = _load_wanted(query_packed, query, there, group, groups, BITS, TAU, WORDS)
+    wanted = _load_wanted(query_packed, query, there, group, groups, BITS, TAU, WORDS, PARTS == 0)
     if ids is None:
         values += first * size
     else:
@@ -272,12 +275,15 @@ def _collect(
     for start in tl.range(begin, behind, QUERIES, num_stages=STAGES):
         query = start + column // GROUPS
         there = query < behind
-        wanted = _load_wanted(query_packed, query, there, group, groups, BITS, TAU, WORDS)
-        member = spread_rows(codes, of_group, PARTS == 0) == wanted[None, :]
+        wanted = _load_wanted(
+            query_packed, query, there, group, groups, BITS, TAU, WORDS, PARTS == 0
+        )
+        member = members_of_rows(codes, of_group, wanted, tl.bfloat16, PARTS == 0)
         if not WHOLE:
             first, end = _load_sight(cuts, query, there, length, last)
-            member &= position[:, None] >= first.to(tl.int32)[None, :]
-            member &= position[:, None] < end.to(tl.int32)[None, :]
+            seen = position[:, None] >= first.to(tl.int32)[None, :]
+            seen &= position[:, None] < end.to(tl.int32)[None, :]
+            member = tl.where(seen, member, 0.0)
         lines = tl.cast((behind - start) * GROUPS, tl.int32)
         part = grad_sums + start * GROUPS * size
         high = load_rows(part, column, lines, size, SIZE)
@@ -286,10 +292,10 @@ def _collect(
         else:
             middle = load_rows(part + distance, column, lines, size, SIZE)
             if PARTS == 2:
-                found += dot_of_parts(member.to(tl.bfloat16), (high, middle))
+                found += dot_of_parts(member, (high, middle))
             else:
                 low = load_rows(part + 2 * distance, column, lines, size, SIZE)
-                found += dot_of_parts(member.to(tl.bfloat16), (high, middle, low))
+                found += dot_of_parts(member, (high, middle, low))
     return found
 
 

@@ -30,12 +30,12 @@ from hashtab.kernels.sdim.triton.sums import (
     code_factor,
     collect,
     columns_at_once,
+    columns_of_table,
     holds,
     inverse_norm,
+    members,
+    members_of_rows,
     parts,
-    rows_of_table,
-    spread,
-    spread_rows,
 )
 
 _PROGRAMS = 132 * 4
@@ -75,7 +75,7 @@ def _read_small(
     high, middle, low = load_parts(
         prepared, 0, SIZE, BITS, GROUPS, GROUPS, queries.dtype.element_ty, PRODUCTS, PARTS == 0
     )
-    of_group, bucket = rows_of_table(0, COLUMNS, GROUPS, BUCKETS, PARTS == 0)
+    of_group, wanted = columns_of_table(0, COLUMNS, GROUPS, BUCKETS, PARTS == 0)
     queries += first * size
     interest += first * size
     packed += first * WORDS
@@ -85,7 +85,7 @@ def _read_small(
         codes = codes_of(positive(x, high, middle, low, PRODUCTS, PARTS == 0), LENGTH, GROUPS, BITS)
         store_rows(packed, row, length, pack(codes, LENGTH, GROUPS, BITS), WORDS, WORDS)
         codes = code_factor(codes, LENGTH, GROUPS, PARTS == 0)
-        member = spread_rows(codes, of_group, PARTS == 0) == bucket[None, :]
+        member = members_of_rows(codes, of_group, wanted, tl.bfloat16, PARTS == 0)
         store_rows(interest, row, length, collect(member, unit, PARTS), size, SIZE)
 
 
@@ -150,7 +150,7 @@ def _read_backward(
     BUCKETS: tl.constexpr = 1 << TAU
     grad += user * candidates * size
     packed += user * candidates * WORDS
-    of_group, bucket = rows_of_table(first_column, COLUMNS, GROUPS, BUCKETS, PARTS == 0)
+    of_group, wanted = columns_of_table(first_column, COLUMNS, GROUPS, BUCKETS, PARTS == 0)
     upstream = tl.zeros([COLUMNS, SIZE], tl.float32)
     row = tl.arange(0, LENGTH)
     for start in tl.range(0, candidates, LENGTH, num_stages=STAGES):
@@ -160,7 +160,7 @@ def _read_backward(
             packed + before * WORDS, row, row < left, GROUPS, BITS, TAU, WORDS, LENGTH
         )
         codes = code_factor(codes, LENGTH, GROUPS, PARTS == 0)
-        member = spread(of_group, codes, PARTS == 0) == bucket[:, None]
+        member = members(of_group, codes, wanted, x.dtype, PARTS == 0)
         upstream = add_products(upstream, member, x, PARTS)
     line, column = first_column + tl.arange(0, COLUMNS), tl.arange(0, SIZE)
     inside = (line < groups * BUCKETS)[:, None] & (column < size)[None, :]

@@ -111,57 +111,96 @@ def sum_of_pieces(
 
 
 @triton.jit
-def group_factor(group, GROUPS: tl.constexpr, EXACT: tl.constexpr):
-    """Return `[COLUMNS, 16 or GROUPS]`, 1 where a column is of a group, for `spread`.
+def code_numbers(codes, EXACT: tl.constexpr):
+    """Return codes as numbers of the products that spread them: float16, which holds all.
 
-    In float16, which holds all codes, or EXACT in float32 for Triton's interpreter.
+    EXACT is Triton's interpreter, which multiplies float32.
     """
-    here = group[:, None] == tl.arange(0, 16 if GROUPS < 16 else GROUPS)[None, :]
-    return here.to(tl.float32 if EXACT else tl.float16)
+    return codes.to(tl.float32 if EXACT else tl.float16)
 
 
 @triton.jit
 def code_factor(codes, LENGTH: tl.constexpr, GROUPS: tl.constexpr, EXACT: tl.constexpr):
-    """Return codes `[LENGTH, GROUPS]` as a factor `[LENGTH, 16 or GROUPS]` for `spread`.
+    """Return codes `[LENGTH, GROUPS]` as a factor `[LENGTH, 16 or GROUPS]` for `members`.
 
     Behind fewer groups than a product takes they come again, where `group_factor` has zeros.
     """
     if GROUPS < 16:
         again = tl.broadcast_to(codes[:, None, :], [LENGTH, 16 // GROUPS, GROUPS])
         codes = tl.reshape(again, [LENGTH, 16])
-    return codes.to(tl.float32 if EXACT else tl.float16)
+    return code_numbers(codes, EXACT)
 
 
 @triton.jit
-def spread(of_group, codes, EXACT: tl.constexpr):
-    """Return codes `[COLUMNS, LENGTH]` float32: of each row those of each column's group.
-
-    A product with ones, for it leaves them where the next product takes its first factor from, with
-    no word between threads; of a comparison there LLVM would make vectors of bits.
-    """
-    codes = tl.trans(codes)
-    return tl.dot(of_group, codes, input_precision="ieee") if EXACT else tl.dot(of_group, codes)
+def group_factor(group, GROUPS: tl.constexpr, EXACT: tl.constexpr):
+    """Return `[COLUMNS, 16 or GROUPS]`, 1 where a column is of a group, for `members`."""
+    here = group[:, None] == tl.arange(0, 16 if GROUPS < 16 else GROUPS)[None, :]
+    return code_numbers(here, EXACT)
 
 
 @triton.jit
-def spread_rows(codes, of_group, EXACT: tl.constexpr):
-    """Return codes `[LENGTH, COLUMNS]` float32, as `spread` and for the same reason."""
-    group = tl.trans(of_group)
-    return tl.dot(codes, group, input_precision="ieee") if EXACT else tl.dot(codes, group)
-
-
-@triton.jit
-def rows_of_table(
+def columns_of_table(
     first_line,
     COLUMNS: tl.constexpr,
     GROUPS: tl.constexpr,
     BUCKETS: tl.constexpr,
     EXACT: tl.constexpr,
 ):
-    """Return of rows of a table `[GROUPS, BUCKETS]` the `group_factor`, and buckets in float32."""
+    """Return `group_factor` and codes of COLUMNS rows of a table `[GROUPS, BUCKETS]`."""
     line = first_line + tl.arange(0, COLUMNS)
-    bucket = (line % BUCKETS).to(tl.float32)
-    return group_factor(line // BUCKETS, GROUPS, EXACT), bucket
+    of_group = group_factor(line // BUCKETS, GROUPS, EXACT)
+    return of_group, code_numbers(line % BUCKETS, EXACT)
+
+
+@triton.jit
+def members(of_group, codes, wanted, DTYPE: tl.constexpr, EXACT: tl.constexpr):
+    """Return `[COLUMNS, LENGTH]`, 1 where a row has the code that a column wants, else 0.
+
+    A product with ones spreads the rows' codes over the columns, where it leaves them as the next
+    product takes its first factor, with no word between threads.
+
+    Args:
+        of_group: each column's group, from `group_factor`.
+        codes: of rows, from `code_factor`.
+        wanted: `[COLUMNS]`, of `code_numbers`.
+        DTYPE: of the rows that the result is multiplied with; in parts if float32.
+        EXACT: whether in Triton's interpreter.
+    """
+    if EXACT:
+        found = tl.dot(of_group, tl.trans(codes), input_precision="ieee")
+    else:
+        found = tl.dot(of_group, tl.trans(codes), out_dtype=tl.float16)
+    return _ones_where_equal(found, wanted[:, None], DTYPE, EXACT)
+
+
+@triton.jit
+def members_of_rows(codes, of_group, wanted, DTYPE: tl.constexpr, EXACT: tl.constexpr):
+    """Return `members` as `[LENGTH, COLUMNS]`."""
+    if EXACT:
+        found = tl.dot(codes, tl.trans(of_group), input_precision="ieee")
+    else:
+        found = tl.dot(codes, tl.trans(of_group), out_dtype=tl.float16)
+    return _ones_where_equal(found, wanted[None, :], DTYPE, EXACT)
+
+
+@triton.jit
+def _ones_where_equal(x, y, DTYPE: tl.constexpr, EXACT: tl.constexpr):
+    """Return 1 where float16 numbers are equal, else 0, as a factor for rows of DTYPE.
+
+    A comparison, of which LLVM makes five instructions for two numbers; here are two.
+    """
+    if EXACT:
+        return (x == y).to(tl.float32)
+    ONES: tl.constexpr = "0x3C003C00" if tl.float16 == DTYPE else "0x3F803F80"
+    found = tl.inline_asm_elementwise(
+        "{ .reg .b32 same; set.eq.u32.f16x2 same, $1, $2; and.b32 $0, same, " + ONES + "; }",
+        "=r,r,r",
+        [x, y],
+        dtype=tl.int16,
+        is_pure=True,
+        pack=2,
+    )
+    return found.to(tl.float16 if tl.float16 == DTYPE else tl.bfloat16, bitcast=True)
 
 
 @triton.jit
@@ -205,7 +244,7 @@ def add_products(sums, member, x, PARTS: tl.constexpr):
 
     Args:
         sums: float32.
-        member: `[COLUMNS, LENGTH]`, whether a row is in a column.
+        member: `[COLUMNS, LENGTH]`, as `members` returns for the dtype of `x`.
         x: a tile of any floating dtype; sums of float32 are as good as float32 sums of it, others
             are cut off to float32 at every step of a history.
         PARTS: as `parts` returns.
@@ -214,7 +253,7 @@ def add_products(sums, member, x, PARTS: tl.constexpr):
         # Tensor cores cut off what they add to, again at every step: each tile begins from nothing.
         sums += collect(member, x.to(tl.float32), PARTS)
     else:
-        sums = tl.dot(member.to(x.dtype), x, sums)
+        sums = tl.dot(member, x, sums)
     return sums
 
 
@@ -223,14 +262,14 @@ def collect(member, rows, PARTS: tl.constexpr):
     """Return for each behaviour the sum of the float32 `rows` `[COLUMNS, SIZE]` it is member of.
 
     Args:
-        member: `[LENGTH, COLUMNS]`, whether it is.
+        member: `[LENGTH, COLUMNS]`, 1 or 0 in bfloat16, or float32 where PARTS is 0.
         rows: float32.
         PARTS: as `parts` returns.
     """
     if PARTS == 0:
-        found = tl.dot(member.to(tl.float32), rows, input_precision="ieee")
+        found = tl.dot(member, rows, input_precision="ieee")
     else:
-        found = dot_of_parts(member.to(tl.bfloat16), bfloat16_parts(rows, PARTS))
+        found = dot_of_parts(member, bfloat16_parts(rows, PARTS))
     return found
 
 
