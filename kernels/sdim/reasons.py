@@ -72,6 +72,7 @@ def _algorithm(
     operator: Operator, rows: Tensor, planes: Tensor, tau: int, candidates: int, last: int | None
 ) -> str:
     from hashtab.kernels.sdim.triton import attend, encode, read
+    from hashtab.kernels.sdim.triton.hashing import hashes_within
 
     packing = Packing(tau, planes.shape[1] // tau)
     if operator == "attend_at":
@@ -83,9 +84,11 @@ def _algorithm(
         return f"a table, for {candidates} candidates are more than its {2**tau} buckets a group"
     if operator == "attend":
         blocks = attend.blocks_of(candidates, packing, rows)
-        return f"{_reads(packing, rows, blocks)}, without a table"
+        once = blocks <= 1 and hashes_within(packing, rows)
+        return f"{_reads(once, blocks)}, without a table"
     if operator == "encode":
-        return f"{_reads(packing, rows, encode.blocks_of(packing, rows))} into tables"
+        blocks = encode.blocks_of(packing, rows)
+        return f"{_reads(encode.reads_once(packing, rows), blocks)} into tables"
     if operator == "read" and read.holds_tables(packing, rows):
         return "products with whole tables, normalised once"
     if operator == "read":
@@ -93,9 +96,7 @@ def _algorithm(
     return "a hash of all rows"
 
 
-def _reads(packing: Packing, rows: Tensor, blocks: int) -> str:
-    from hashtab.kernels.sdim.triton.hashing import hashes_within
-
-    if blocks <= 1 and hashes_within(packing, rows):
+def _reads(once: bool, blocks: int) -> str:
+    if once:
         return "one read of the behaviours"
     return f"a hash of the behaviours and then {blocks} {'reads' if blocks > 1 else 'read'}"

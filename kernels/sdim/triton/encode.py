@@ -35,6 +35,7 @@ from hashtab.kernels.sdim.triton.sums import (
     collect,
     columns_at_once,
     columns_of_table,
+    fewer_rows,
     holds,
     members,
     members_of_rows,
@@ -88,9 +89,18 @@ def _encode(
     first, behind = span(offsets, user, rows)
     if (WITH_LAST == 0) & (end == behind):
         return
+    width = tl.cast(lines, tl.int64) * size
+    if alone:
+        target = table + user * width
+    else:
+        index = (begin - first) // TILE
+        if WITH_LAST:
+            place = partial_of(offsets, user, rows, index, TILE)
+        else:
+            place = place_of(offsets, user, rows, index, TILE)
+        target = partial + place * width
     BUCKETS: tl.constexpr = 1 << TAU
     first_line = tl.program_id(1) * COLUMNS
-    column = tl.arange(0, SIZE)
     if ids is None:
         values += begin * size
     else:
@@ -116,19 +126,9 @@ def _encode(
         member = members(of_group, codes, wanted, x.dtype, PARTS == 0)
         sums = add_products(sums, member, x, PARTS)
 
-    line = first_line + tl.arange(0, COLUMNS)
-    width = tl.cast(lines, tl.int64) * size
+    line, column = first_line + tl.arange(0, COLUMNS), tl.arange(0, SIZE)
     within = line[:, None].to(tl.int64) * size + column[None, :]
-    inside = (line < lines)[:, None] & (column < size)[None, :]
-    if alone:
-        tl.store(table + user * width + within, sums, mask=inside)
-    else:
-        index = (begin - first) // TILE
-        if WITH_LAST:
-            place = partial_of(offsets, user, rows, index, TILE)
-        else:
-            place = place_of(offsets, user, rows, index, TILE)
-        tl.store(partial + place * width + within, sums, mask=inside)
+    tl.store(target + within, sums, mask=(line < lines)[:, None] & (column < size)[None, :])
 
 
 @triton.jit
@@ -236,12 +236,25 @@ def _gather_backward(
 
 
 def _columns(packing: Packing, values: Tensor) -> int:
-    return min(packing.padded_rows, columns_at_once(values))
+    """Return how many rows of a table a program sums."""
+    return min(packing.padded_rows, 64 if _is_wide(values) else columns_at_once(values))
+
+
+def _is_wide(values: Tensor) -> bool:
+    """Return whether registers hold sums of 64 rows alone, and no products of a hash besides."""
+    most = 64 if values.dtype == torch.float32 else 128
+    return values.shape[1] > most and not dispatch.before_hopper(values)
 
 
 def blocks_of(packing: Packing, values: Tensor) -> int:
     """Return how many programs share the rows of a user's table of sums of `values` `[N, D]`."""
     return int(triton.cdiv(packing.groups << packing.tau, _columns(packing, values)))
+
+
+def reads_once(packing: Packing, values: Tensor) -> bool:
+    """Return whether one program makes a user's table, and hashes within."""
+    once = blocks_of(packing, values) == 1 and hashes_within(packing, values)
+    return once and not _is_wide(values)
 
 
 def encode(
@@ -252,8 +265,7 @@ def encode(
     users = offsets.shape[0] - 1
     packing = Packing(tau, planes.shape[1] // tau)
     table = values.new_empty(users, packing.groups, 2**tau, size, dtype=torch.float32)
-    columns, blocks = _columns(packing, values), blocks_of(packing, values)
-    fused = blocks == 1 and hashes_within(packing, values)
+    columns, fused = _columns(packing, values), reads_once(packing, values)
     products = products_of(planes, values.dtype)
     prepared = prepare(planes, packing, values.dtype) if fused else planes
     if fused:
@@ -264,7 +276,7 @@ def encode(
         return table, packed
     width = packing.groups * 2**tau * size
     partial = partial_sums(rows, TILE, width, values)
-    _encode[slots(users, rows, TILE), blocks](
+    _encode[slots(users, rows, TILE), blocks_of(packing, values)](
         values.contiguous(),
         ids,
         values.shape[0],
@@ -289,7 +301,7 @@ def encode(
         WITH_LAST=True,
         PRODUCTS=products,
         PARTS=parts(values.dtype),
-        **_shape(values, columns, products if fused else 0),
+        **_shape(values, packing, products if fused else 0),
     )
     block = 1024
     _add_pieces[users, triton.cdiv(width, block)](
@@ -324,7 +336,7 @@ def sums_before_last(
         skipped, lines, size,
         TAU=packing.tau, BITS=packing.bits, GROUPS=packing.padded_groups, WORDS=packing.words,
         SIZE=padded_size(size), COLUMNS=columns, TILE=tile, HASH=False, WITH_LAST=False,
-        PRODUCTS=0, PARTS=parts(values.dtype), **_shape(values, columns, 0),
+        PRODUCTS=0, PARTS=parts(values.dtype), **_shape(values, packing, 0),
     )  # fmt: skip
     return partial
 
@@ -367,18 +379,23 @@ def encode_backward(
     return out
 
 
-def _shape(values: Tensor, columns: int, products: int) -> LaunchShape:
+def _shape(values: Tensor, packing: Packing, products: int) -> LaunchShape:
     size, older = values.shape[1], dispatch.before_hopper(values)
     exact = values.dtype == torch.float32
-    rule = {"LENGTH": 64 if size > 64 else 128, "STAGES": 3, "num_warps": 4}
-    if exact and not older and size <= 64:
-        rule = {"LENGTH": 64 if size <= 32 else 32, "STAGES": 2, "num_warps": 4}
-    elif exact and not older and size <= 128:
-        rule = {"LENGTH": 16, "STAGES": 2, "num_warps": 8}
-    elif exact or older or size > 128:
-        short = size > 128 or exact
-        rule = {"LENGTH": 32 if short else 64, "STAGES": 2, "num_warps": 8}
-    sizes = (padded_size(size), columns, products)
+    if older:
+        rule = {"LENGTH": 32 if exact or size > 128 else 64, "STAGES": 2, "num_warps": 8}
+    elif size > 128:
+        rule = {"LENGTH": 32 if exact else 64, "STAGES": 2, "num_warps": 8 if exact else 4}
+    elif exact:
+        middle = 32 < size <= 64
+        rule = {"LENGTH": 128 if middle else 64, "STAGES": 1, "num_warps": 8 if middle else 4}
+        rule |= fewer_rows(packing)
+    else:
+        # Of fewer than 64 rows Triton 3.6 multiplies some that it has begun to overwrite.
+        rule = {"LENGTH": 64 if size > 64 else 128, "STAGES": 3, "num_warps": 4}
+        if size > 64 and packing.padded_groups > 16:
+            rule["num_warps"] = 8
+    sizes = (padded_size(size), _columns(packing, values), packing.padded_groups, products)
     return launch_shape("encode", values.device, values.dtype, *sizes, rule=rule)
 
 

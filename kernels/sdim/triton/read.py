@@ -31,6 +31,7 @@ from hashtab.kernels.sdim.triton.sums import (
     collect,
     columns_at_once,
     columns_of_table,
+    fewer_rows,
     holds,
     inverse_norm,
     members,
@@ -218,7 +219,7 @@ def read_backward(grad: Tensor, table: Tensor, packed: Tensor) -> Tensor:
         grad, table, packed, grad_table, candidates, size, groups, TAU=packing.tau,
         BITS=packing.bits, GROUPS=packing.padded_groups, WORDS=packing.words,
         SIZE=padded_size(size), COLUMNS=columns, PARTS=parts(torch.float32),
-        **_backward_shape(table, columns),
+        **_backward_shape(table, packing, columns),
     )  # fmt: skip
     return grad_table
 
@@ -239,10 +240,11 @@ def _shape(queries: Tensor, packing: Packing, products: int) -> LaunchShape:
     return launch_shape("read", queries.device, queries.dtype, *sizes, rule=rule)
 
 
-def _backward_shape(table: Tensor, columns: int) -> LaunchShape:
+def _backward_shape(table: Tensor, packing: Packing, columns: int) -> LaunchShape:
     size, older = table.shape[3], dispatch.before_hopper(table)
     rule = {"LENGTH": 32 if size > 128 else 64, "STAGES": 1, "num_warps": 8 if size > 64 else 4}
+    rule |= fewer_rows(packing)
     if older:
         rule = {"LENGTH": 32, "STAGES": 2, "num_warps": 8}
-    sizes = (padded_size(size), columns)
+    sizes = (padded_size(size), columns, packing.padded_groups)
     return launch_shape("read_backward", table.device, table.dtype, *sizes, rule=rule)

@@ -13,6 +13,7 @@ from torch import Tensor
 from hashtab.kernels.core import dispatch
 from hashtab.kernels.core.dispatch import interpreted
 from hashtab.kernels.core.tiles import span, user_slot
+from hashtab.kernels.core.tuning import LaunchShape
 from hashtab.kernels.sdim.packing import Packing
 
 
@@ -40,6 +41,14 @@ def holds(packing: Packing, rows: Tensor) -> bool:
     A product takes 16 rows at least.
     """
     return 16 <= packing.padded_rows <= columns_at_once(rows)
+
+
+def fewer_rows(packing: Packing) -> LaunchShape:
+    """Return how many rows a tile of float32 has at most, if its products take many descriptors.
+
+    With more rows ptxas (CUDA 12.8) makes some of these from a register that it never wrote.
+    """
+    return {"LENGTH": 32} if packing.padded_groups > 16 else {}
 
 
 def partial_sums(rows: int, tile: int, width: int, like: Tensor) -> Tensor:
