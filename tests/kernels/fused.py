@@ -45,6 +45,7 @@ class Case(NamedTuple):
 
 _CASES = [
     Case(torch.float32, 8, 1, 64),
+    Case(torch.float32, 8, 2, 32),
     Case(torch.float32, 40, 3, 16),
     Case(torch.float32, 60, 10, 1),
     Case(torch.float32, 128, 5, 4),
@@ -58,6 +59,7 @@ _CASES = [
     Case(torch.bfloat16, 24, 1, 64),
     Case(torch.bfloat16, 60, 8, 16),
     Case(torch.bfloat16, 64, 3, 16),
+    Case(torch.bfloat16, 100, 1, 32),
     Case(torch.bfloat16, 100, 10, 2),
     Case(torch.bfloat16, 128, 3, 64),
     Case(torch.bfloat16, 256, 6, 16),

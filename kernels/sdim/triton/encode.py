@@ -90,15 +90,12 @@ def _encode(
     if (WITH_LAST == 0) & (end == behind):
         return
     width = tl.cast(lines, tl.int64) * size
-    if alone:
-        target = table + user * width
+    index = (begin - first) // TILE
+    if WITH_LAST:
+        place = partial_of(offsets, user, rows, index, TILE)
     else:
-        index = (begin - first) // TILE
-        if WITH_LAST:
-            place = partial_of(offsets, user, rows, index, TILE)
-        else:
-            place = place_of(offsets, user, rows, index, TILE)
-        target = partial + place * width
+        place = place_of(offsets, user, rows, index, TILE)
+    target = tl.where(alone, table + user * width, partial + place * width)
     BUCKETS: tl.constexpr = 1 << TAU
     first_line = tl.program_id(1) * COLUMNS
     if ids is None:
@@ -113,7 +110,8 @@ def _encode(
         )
     of_group, wanted = columns_of_table(skipped + first_line, COLUMNS, GROUPS, BUCKETS, PARTS == 0)
     sums = tl.zeros([COLUMNS, SIZE], tl.float32)
-    for start in tl.range(0, length, LENGTH, num_stages=STAGES):
+    # At least once: if sums could come from no product, ptxas would make one wait for the other.
+    for start in tl.range(0, tl.maximum(length, 1), LENGTH, num_stages=STAGES):
         row = start + tl.arange(0, LENGTH)
         x = load_behaviours(values, ids, items, row, length, size, SIZE)
         if HASH:
@@ -126,9 +124,8 @@ def _encode(
         member = members(of_group, codes, wanted, x.dtype, PARTS == 0)
         sums = add_products(sums, member, x, PARTS)
 
-    line, column = first_line + tl.arange(0, COLUMNS), tl.arange(0, SIZE)
-    within = line[:, None].to(tl.int64) * size + column[None, :]
-    tl.store(target + within, sums, mask=(line < lines)[:, None] & (column < size)[None, :])
+    line = first_line + tl.arange(0, COLUMNS)
+    store_rows(target, line.to(tl.int64), lines, sums, size, SIZE)
 
 
 @triton.jit
@@ -384,17 +381,14 @@ def _shape(values: Tensor, packing: Packing, products: int) -> LaunchShape:
     exact = values.dtype == torch.float32
     if older:
         rule = {"LENGTH": 32 if exact or size > 128 else 64, "STAGES": 2, "num_warps": 8}
-    elif size > 128:
-        rule = {"LENGTH": 32 if exact else 64, "STAGES": 2, "num_warps": 8 if exact else 4}
     elif exact:
-        middle = 32 < size <= 64
-        rule = {"LENGTH": 128 if middle else 64, "STAGES": 1, "num_warps": 8 if middle else 4}
+        warps = 8 if 32 < size <= 64 or size > 128 else 4
+        rule = {"LENGTH": 128 if size <= 64 else 64, "STAGES": 1, "num_warps": warps}
         rule |= fewer_rows(packing)
     else:
         # Of fewer than 64 rows Triton 3.6 multiplies some that it has begun to overwrite.
-        rule = {"LENGTH": 64 if size > 64 else 128, "STAGES": 3, "num_warps": 4}
-        if size > 64 and packing.padded_groups > 16:
-            rule["num_warps"] = 8
+        warps = 8 if size > 64 and packing.padded_groups > 16 else 4
+        rule = {"LENGTH": 128 if 32 < size <= 64 else 64, "STAGES": 3, "num_warps": warps}
     sizes = (padded_size(size), _columns(packing, values), packing.padded_groups, products)
     return launch_shape("encode", values.device, values.dtype, *sizes, rule=rule)
 
