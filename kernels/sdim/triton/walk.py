@@ -30,7 +30,14 @@ from hashtab.kernels.sdim.packing import Packing, walk_rows
 from hashtab.kernels.sdim.triton.encode import sums_before_last
 from hashtab.kernels.sdim.triton.hashing import load_codes, load_wanted
 from hashtab.kernels.sdim.triton.rows import gather_rows, load_rows, padded_size
-from hashtab.kernels.sdim.triton.sums import inverse_norm, piece, place_of
+from hashtab.kernels.sdim.triton.sums import (
+    code_numbers,
+    columns_of_table,
+    inverse_norm,
+    members,
+    piece,
+    place_of,
+)
 
 TILE = 2048  # rows of a piece
 NO_LIMIT = 2**62  # to the latest behaviours that a query sees
@@ -67,23 +74,13 @@ def _inverse_norm_of_sums(square, most):
 
 
 @triton.jit
-def _members(
-    codes,
-    skipped,
-    GROUPS: tl.constexpr,
-    BUCKETS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    OPERAND: tl.constexpr,
-):
-    """Return `[COLUMNS, ROWS]`, whether codes `[ROWS, GROUPS]` are a bucket's, -1 of none.
+def _members(codes, of_group, bucket, OPERAND: tl.constexpr):
+    """Return `[COLUMNS, ROWS]`, 1 where codes `[ROWS, GROUPS]` are a bucket's, else 0; -1 is none.
 
-    A product spreads codes over buckets as other products leave their results: without a word
-    between threads.
+    `of_group` and `bucket` say which buckets, as `columns_of_table` returns them.
     """
-    column = skipped + tl.arange(0, COLUMNS)
-    of_group = (column // BUCKETS)[:, None] == tl.arange(0, GROUPS)[None, :]
-    spread = tl.dot(of_group.to(OPERAND), tl.trans(codes.to(OPERAND)))
-    return (spread == (column % BUCKETS).to(tl.float32)[:, None]).to(OPERAND)
+    EXACT: tl.constexpr = tl.float32 == OPERAND
+    return members(of_group, code_numbers(codes, EXACT), bucket, OPERAND, EXACT)
 
 
 @triton.jit
@@ -123,14 +120,14 @@ def _add_range(
     packed,
     begin,
     end,
-    skipped,
+    of_group,
+    bucket,
     size: tl.constexpr,
     GROUPS: tl.constexpr,
     BITS: tl.constexpr,
     TAU: tl.constexpr,
     WORDS: tl.constexpr,
     SIZE: tl.constexpr,
-    COLUMNS: tl.constexpr,
     LENGTH: tl.constexpr,
     OPERAND: tl.constexpr,
 ):
@@ -140,7 +137,7 @@ def _add_range(
         x, codes = _load_behaviours(
             values, ids, items, packed, row, row < end, size, GROUPS, BITS, TAU, WORDS, SIZE, LENGTH
         )
-        member = _members(codes, skipped, GROUPS, 1 << TAU, COLUMNS, OPERAND)
+        member = _members(codes, of_group, bucket, OPERAND)
         table = tl.dot(member, x.to(OPERAND), table)
     return table
 
@@ -175,7 +172,8 @@ def _table_before(
     rows,
     origin,
     low,
-    skipped,
+    of_group,
+    bucket,
     lines,
     size: tl.constexpr,
     GROUPS: tl.constexpr,
@@ -204,8 +202,8 @@ def _table_before(
     for index in range(whole, origin // TILE):
         table += _load_table(tables, offsets, user, rows, index, lines, size, SIZE, COLUMNS, TILE)
     return _add_range(
-        table, values, ids, items, packed, low - origin, whole * TILE - origin, skipped, size,
-        GROUPS, BITS, TAU, WORDS, SIZE, COLUMNS, LENGTH, OPERAND,
+        table, values, ids, items, packed, low - origin, whole * TILE - origin, of_group, bucket,
+        size, GROUPS, BITS, TAU, WORDS, SIZE, LENGTH, OPERAND,
     )  # fmt: skip
 
 
@@ -257,7 +255,7 @@ def _walk(
     )
     if query >= behind_query:
         return
-    BUCKETS: tl.constexpr = 1 << TAU
+    of_group, bucket = columns_of_table(skipped, COLUMNS, GROUPS, 1 << TAU, tl.float32 == OPERAND)
     length = tl.cast(end - begin, tl.int32)
     if ids is None:
         values += begin * size
@@ -268,8 +266,8 @@ def _walk(
     if (origin > 0) & (rows > TILE):
         table = _table_before(
             tables, values, ids, items, packed, offsets, user, rows, origin,
-            tl.maximum(origin - last, 0), skipped, lines, size, GROUPS, BITS, TAU, WORDS, SIZE,
-            COLUMNS, TILE, LENGTH, LIMITED, OPERAND,
+            tl.maximum(origin - last, 0), of_group, bucket, lines, size, GROUPS, BITS, TAU, WORDS,
+            SIZE, COLUMNS, TILE, LENGTH, LIMITED, OPERAND,
         )  # fmt: skip
     most = tl.zeros([COLUMNS], tl.float32)
     inner = tl.arange(0, LENGTH)
@@ -289,7 +287,7 @@ def _walk(
         stop = tl.minimum(start + LENGTH, tl.maximum(cut, start))
         row = start + inner
         x = tl.where((row < stop)[:, None], x_next, 0.0).to(OPERAND)
-        member = _members(codes_next, skipped, GROUPS, BUCKETS, COLUMNS, OPERAND)
+        member = _members(codes_next, of_group, bucket, OPERAND)
         after = stop + inner
         x_next, codes_next = _load_behaviours(
             values, ids, items, packed, after, after < length, size, GROUPS, BITS, TAU, WORDS, SIZE,
@@ -302,13 +300,11 @@ def _walk(
                 values, ids, items, packed, row - last, (row < stop) & (origin + row >= last), size,
                 GROUPS, BITS, TAU, WORDS, SIZE, LENGTH,
             )  # fmt: skip
-            member = _members(codes, skipped, GROUPS, BUCKETS, COLUMNS, OPERAND)
+            member = _members(codes, of_group, bucket, OPERAND)
             table = tl.dot(member, -x.to(OPERAND), table)
         if cut <= stop:
             here = at <= stop
-            asked = _members(
-                tl.where(here[:, None], wanted, -1), skipped, GROUPS, BUCKETS, COLUMNS, OPERAND
-            )
+            asked = _members(tl.where(here[:, None], wanted, -1), of_group, bucket, OPERAND)
             scale = _inverse_norm_of_sums(tl.sum(table * table, 1), most) / groups
             # Scaling the codes is less work than scaling the table, and a little less exact.
             mean_t = tl.dot(tl.trans(table.to(OPERAND)), asked * scale.to(OPERAND)[:, None])
@@ -389,7 +385,7 @@ def _walk_back(
     low_query, behind_query = _queries_of_piece(
         cuts, query_offsets, user, queries, origin, end - first, begin == first, end == behind
     )
-    BUCKETS: tl.constexpr = 1 << TAU
+    of_group, bucket = columns_of_table(skipped, COLUMNS, GROUPS, 1 << TAU, tl.float32 == OPERAND)
     length = tl.cast(end - begin, tl.int32)
     column, line = tl.arange(0, SIZE), tl.arange(0, COLUMNS)
     if ids is None:
@@ -406,8 +402,8 @@ def _walk_back(
         if origin > 0:
             table = _table_before(
                 tables, values, ids, items, packed, offsets, user, rows, origin,
-                tl.minimum(low, origin), skipped, lines, size, GROUPS, BITS, TAU, WORDS, SIZE,
-                COLUMNS, TILE, LENGTH, LIMITED, OPERAND,
+                tl.minimum(low, origin), of_group, bucket, lines, size, GROUPS, BITS, TAU, WORDS,
+                SIZE, COLUMNS, TILE, LENGTH, LIMITED, OPERAND,
             )  # fmt: skip
         if EMIT and end < behind:
             later = _load_table(
@@ -415,7 +411,7 @@ def _walk_back(
             )
     table = _add_range(
         table, values, ids, items, packed, tl.cast(tl.maximum(low - origin, 0), tl.int32), length,
-        skipped, size, GROUPS, BITS, TAU, WORDS, SIZE, COLUMNS, LENGTH, OPERAND,
+        of_group, bucket, size, GROUPS, BITS, TAU, WORDS, SIZE, LENGTH, OPERAND,
     )  # fmt: skip
 
     most = tl.sum(table * table, 1)
@@ -441,9 +437,7 @@ def _walk_back(
                 mask=there[:, None] & (column < size)[None, :],
                 other=0.0,
             ).to(OPERAND)
-            asked = _members(
-                tl.where(here[:, None], wanted, -1), skipped, GROUPS, BUCKETS, COLUMNS, OPERAND
-            )
+            asked = _members(tl.where(here[:, None], wanted, -1), of_group, bucket, OPERAND)
             most = tl.maximum(most, tl.sum(minus * minus, 1))
             later = _add_request(later, minus, most, asked, upstream, groups, OPERAND)
             answered = tl.sum(here.to(tl.int32), 0)
@@ -457,7 +451,7 @@ def _walk_back(
             start = tl.maximum(tl.maximum(stop - LENGTH, cut), 0)
             row = stop - LENGTH + inner
             x = tl.where((row >= start)[:, None], x_next, 0.0).to(OPERAND)
-            member = _members(codes_next, skipped, GROUPS, BUCKETS, COLUMNS, OPERAND)
+            member = _members(codes_next, of_group, bucket, OPERAND)
             before = start - LENGTH + inner
             x_next, codes_next = _load_behaviours(
                 values, ids, items, packed, before, before >= 0, size, GROUPS, BITS, TAU, WORDS,
@@ -470,7 +464,7 @@ def _walk_back(
                     values, ids, items, packed, row - last, seen_no_more, size, GROUPS, BITS, TAU,
                     WORDS, SIZE, LENGTH,
                 )  # fmt: skip
-                back = _members(codes, skipped, GROUPS, BUCKETS, COLUMNS, OPERAND)
+                back = _members(codes, of_group, bucket, OPERAND)
                 minus = tl.dot(back, -x.to(OPERAND), minus)
                 most = tl.maximum(most, tl.sum(minus * minus, 1))
                 if FALLEN:
