@@ -49,8 +49,8 @@ class Packing(NamedTuple):
         """Return why walks over histories are not for such behaviours, or None if they are.
 
         Their products are of bfloat16, which Triton's interpreter cannot multiply, and of 16 groups
-        at least; a program holds `walk_rows` of a table in registers, which on older GPUs spill,
-        and with more than four walks masks are as fast.
+        at least; a program holds `walk_rows` of a table in registers, which on older GPUs spill, as
+        do many groups of wide rows, and with more than four walks masks are as fast.
         """
         table, at_once = self.padded_rows, walk_rows(rows.shape[1])
         few = _FEW * -(-table // at_once)
@@ -58,6 +58,8 @@ class Packing(NamedTuple):
             return f"they are for bfloat16, not {rows.dtype}"
         if self.padded_groups < 16:
             return f"they are for 9 groups and more, got {self.groups}"
+        if rows.shape[1] > 128 and self.padded_groups > 16:
+            return f"they are for up to 16 groups of D beyond 128, got {self.groups}"
         if table > 4 * at_once:
             return f"they are for tables of up to {4 * at_once} rows, got {table}"
         if last is not None and last < few:

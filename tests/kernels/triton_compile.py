@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -63,6 +64,7 @@ class Compiled:
         local: bytes of a thread beside the stack.
         shared: bytes of a block.
         dots: the kinds of its matrix products.
+        lost: its instructions that read registers which none writes.
     """
 
     kernel: str
@@ -72,6 +74,7 @@ class Compiled:
     local: int
     shared: int
     dots: list[Dot]
+    lost: list[str]
 
     def __str__(self) -> str:
         memory = (
@@ -168,7 +171,16 @@ def compiled_by(capability: int, case: str) -> list[Compiled]:
 
 
 def _measured(kernel: Any) -> Compiled:
-    registers, stack, local = _resources(kernel.asm["cubin"])
+    import triton
+
+    from tests.kernels.machine_code import lost_registers
+
+    cuobjdump = triton.knobs.nvidia.cuobjdump.path
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        registers, stack, local = _resources(file.name, cuobjdump)
+        lost = lost_registers(Path(file.name), cuobjdump)
     return Compiled(
         kernel=kernel.metadata.name,
         warps=kernel.metadata.num_warps,
@@ -177,18 +189,14 @@ def _measured(kernel: Any) -> Compiled:
         local=local,
         shared=kernel.metadata.shared,
         dots=_dots(kernel.asm["ttgir"]),
+        lost=lost,
     )
 
 
-def _resources(cubin: bytes) -> tuple[int, int, int]:
+def _resources(cubin: str, cuobjdump: str) -> tuple[int, int, int]:
     """Return registers, bytes of stack and bytes of local memory of a thread."""
-    import triton
-
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
-        report = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    command = [cuobjdump, "--dump-resource-usage", cubin]
+    report = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     (usage,) = _RESOURCES.findall(report)
     registers, stack, local = map(int, usage)
     return registers, stack, local

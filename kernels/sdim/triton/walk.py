@@ -42,6 +42,7 @@ from hashtab.kernels.sdim.triton.sums import (
 TILE = 2048  # rows of a piece
 NO_LIMIT = 2**62  # to the latest behaviours that a query sees
 _NEVER = tl.constexpr(1 << 30)
+_EXACT = tl.constexpr(interpreted())
 # Of the most that a bucket's square held: what is below is rounding left by what was taken out.
 _NOTHING = tl.constexpr(2.0**-32)
 
@@ -79,8 +80,7 @@ def _members(codes, of_group, bucket, OPERAND: tl.constexpr):
 
     `of_group` and `bucket` say which buckets, as `columns_of_table` returns them.
     """
-    EXACT: tl.constexpr = tl.float32 == OPERAND
-    return members(of_group, code_numbers(codes, EXACT), bucket, OPERAND, EXACT)
+    return members(of_group, code_numbers(codes, _EXACT), bucket, OPERAND, _EXACT).to(OPERAND)
 
 
 @triton.jit
@@ -255,7 +255,7 @@ def _walk(
     )
     if query >= behind_query:
         return
-    of_group, bucket = columns_of_table(skipped, COLUMNS, GROUPS, 1 << TAU, tl.float32 == OPERAND)
+    of_group, bucket = columns_of_table(skipped, COLUMNS, GROUPS, 1 << TAU, _EXACT)
     length = tl.cast(end - begin, tl.int32)
     if ids is None:
         values += begin * size
@@ -385,7 +385,7 @@ def _walk_back(
     low_query, behind_query = _queries_of_piece(
         cuts, query_offsets, user, queries, origin, end - first, begin == first, end == behind
     )
-    of_group, bucket = columns_of_table(skipped, COLUMNS, GROUPS, 1 << TAU, tl.float32 == OPERAND)
+    of_group, bucket = columns_of_table(skipped, COLUMNS, GROUPS, 1 << TAU, _EXACT)
     length = tl.cast(end - begin, tl.int32)
     column, line = tl.arange(0, SIZE), tl.arange(0, COLUMNS)
     if ids is None:
@@ -689,8 +689,13 @@ def _code(packing: Packing, size: int, share: _Share, limited: bool) -> dict[str
 
 
 def _shape(values: Tensor, packing: Packing, *, back: bool, limited: bool) -> LaunchShape:
-    size = values.shape[1]
-    rule = {"LENGTH": 16 if back and limited else 32, "num_warps": 4 if size <= 64 else 8}
+    size, many = values.shape[1], packing.padded_groups > 16
+    table = min(packing.padded_rows, walk_rows(size))
+    # Forward over 64 rows for many groups, 8 warps' descriptors are more than ptxas holds.
+    warps = 8 if size > 64 and not (many and table <= 64 and not back) else 4
+    if many and back:
+        warps = 8
+    rule = {"LENGTH": 16 if back and limited else 32, "num_warps": warps}
     name = ("walk_back" if back else "walk") + (" the last" if limited else "")
-    sizes = (padded_size(size), min(packing.padded_rows, walk_rows(size)))
+    sizes = (padded_size(size), table, packing.padded_groups)
     return launch_shape(name, values.device, values.dtype, *sizes, rule=rule)
