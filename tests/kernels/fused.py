@@ -64,7 +64,12 @@ _CASES = [
     Case(torch.bfloat16, 128, 3, 64),
     Case(torch.bfloat16, 256, 6, 16),
 ]
-CASES = [case for case in _CASES if case.dtype in DTYPES]
+# Wide rows of float16 on a GPU alone: interpreted they take long, and show what float32 does.
+CASES = [
+    case
+    for case in _CASES
+    if case.dtype in DTYPES and (GPU or case.dtype == torch.float32 or case.size <= 64)
+]
 cases = pytest.mark.parametrize(
     "case", CASES, ids=["-".join(map(str, case)).removeprefix("torch.") for case in CASES]
 )

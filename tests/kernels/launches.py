@@ -190,7 +190,8 @@ _SHAPES = {  # by compute capability; few, for a kernel takes a second
         Shape(torch.float32, 128, 3, 16),
         Shape(torch.float32, 256, 10, 64),
         Shape(torch.bfloat16, 16, 1, 1),
-        Shape(torch.bfloat16, 100, 1, 32),
+        Shape(torch.bfloat16, 128, 1, 32),
+        Shape(torch.float32, 8, 2, 32),
     ],
 }
 FAULTY = "greedy"

@@ -16,10 +16,16 @@ _UNIFORM = re.compile(r"(?P<descriptor>g?desc\[)?\bUR(?P<number>\d+)")
 _WRITES_UNIFORM = ("U", "R2UR", "S2UR", "REDUX", "VOTEU")
 
 
-def lost_registers(cubin: Path, cuobjdump: str) -> list[str]:
+def disassembled(cubin: Path) -> str:
+    """Return a kernel's instructions, one a line behind its address."""
+    import triton
+
+    command = [triton.knobs.nvidia.nvdisasm.path, "-c", str(cubin)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def lost_registers(code: str) -> list[str]:
     """Return the instructions that read a uniform register which none above them writes."""
-    command = [cuobjdump, "-sass", str(cubin)]
-    code = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     written: set[int] = set()
     found = []
     for operation, operands in _INSTRUCTION.findall(code):

@@ -54,6 +54,12 @@ def test_queries_at_cuts_are_walked_to_where_walks_are_for_the_codes(
     assert re.match(f"triton: {said}", found), found
 
 
+def test_many_groups_of_wide_rows_are_not_walked(hopper: dict[str, str]) -> None:
+    rows = torch.empty(5, 160, dtype=torch.bfloat16, device=hopper["device"])
+    found = sdim.explain("attend_at", rows, torch.empty(160, 32 * 3, device=hopper["device"]), 3)
+    assert re.match("triton: masks .*up to 16 groups of D beyond 128, got 32", found), found
+
+
 def test_many_candidates_are_read_from_a_table(hopper: dict[str, str]) -> None:
     few, many = (explain("attend", torch.bfloat16, 3, 16, candidates=n, **hopper) for n in (8, 9))
     assert few == "triton: one read of the behaviours, without a table"

@@ -30,19 +30,11 @@ from hashtab.kernels.sdim.packing import Packing, walk_rows
 from hashtab.kernels.sdim.triton.encode import sums_before_last
 from hashtab.kernels.sdim.triton.hashing import load_codes, load_wanted
 from hashtab.kernels.sdim.triton.rows import gather_rows, load_rows, padded_size
-from hashtab.kernels.sdim.triton.sums import (
-    code_numbers,
-    columns_of_table,
-    inverse_norm,
-    members,
-    piece,
-    place_of,
-)
+from hashtab.kernels.sdim.triton.sums import inverse_norm, piece, place_of
 
 TILE = 2048  # rows of a piece
 NO_LIMIT = 2**62  # to the latest behaviours that a query sees
 _NEVER = tl.constexpr(1 << 30)
-_EXACT = tl.constexpr(interpreted())
 # Of the most that a bucket's square held: what is below is rounding left by what was taken out.
 _NOTHING = tl.constexpr(2.0**-32)
 
@@ -75,12 +67,23 @@ def _inverse_norm_of_sums(square, most):
 
 
 @triton.jit
-def _members(codes, of_group, bucket, OPERAND: tl.constexpr):
-    """Return `[COLUMNS, ROWS]`, 1 where codes `[ROWS, GROUPS]` are a bucket's, else 0; -1 is none.
+def _members(
+    codes,
+    skipped,
+    GROUPS: tl.constexpr,
+    BUCKETS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    OPERAND: tl.constexpr,
+):
+    """Return `[COLUMNS, ROWS]`, whether codes `[ROWS, GROUPS]` are a bucket's, -1 of none.
 
-    `of_group` and `bucket` say which buckets, as `columns_of_table` returns them.
+    A product spreads codes over buckets as other products leave their results: without a word
+    between threads.
     """
-    return members(of_group, code_numbers(codes, _EXACT), bucket, OPERAND, _EXACT).to(OPERAND)
+    column = skipped + tl.arange(0, COLUMNS)
+    of_group = (column // BUCKETS)[:, None] == tl.arange(0, GROUPS)[None, :]
+    spread = tl.dot(of_group.to(OPERAND), tl.trans(codes.to(OPERAND)))
+    return (spread == (column % BUCKETS).to(tl.float32)[:, None]).to(OPERAND)
 
 
 @triton.jit
@@ -120,14 +123,14 @@ def _add_range(
     packed,
     begin,
     end,
-    of_group,
-    bucket,
+    skipped,
     size: tl.constexpr,
     GROUPS: tl.constexpr,
     BITS: tl.constexpr,
     TAU: tl.constexpr,
     WORDS: tl.constexpr,
     SIZE: tl.constexpr,
+    COLUMNS: tl.constexpr,
     LENGTH: tl.constexpr,
     OPERAND: tl.constexpr,
 ):
@@ -137,7 +140,7 @@ def _add_range(
         x, codes = _load_behaviours(
             values, ids, items, packed, row, row < end, size, GROUPS, BITS, TAU, WORDS, SIZE, LENGTH
         )
-        member = _members(codes, of_group, bucket, OPERAND)
+        member = _members(codes, skipped, GROUPS, 1 << TAU, COLUMNS, OPERAND)
         table = tl.dot(member, x.to(OPERAND), table)
     return table
 
@@ -172,8 +175,7 @@ def _table_before(
     rows,
     origin,
     low,
-    of_group,
-    bucket,
+    skipped,
     lines,
     size: tl.constexpr,
     GROUPS: tl.constexpr,
@@ -202,8 +204,8 @@ def _table_before(
     for index in range(whole, origin // TILE):
         table += _load_table(tables, offsets, user, rows, index, lines, size, SIZE, COLUMNS, TILE)
     return _add_range(
-        table, values, ids, items, packed, low - origin, whole * TILE - origin, of_group, bucket,
-        size, GROUPS, BITS, TAU, WORDS, SIZE, LENGTH, OPERAND,
+        table, values, ids, items, packed, low - origin, whole * TILE - origin, skipped, size,
+        GROUPS, BITS, TAU, WORDS, SIZE, COLUMNS, LENGTH, OPERAND,
     )  # fmt: skip
 
 
@@ -255,7 +257,7 @@ def _walk(
     )
     if query >= behind_query:
         return
-    of_group, bucket = columns_of_table(skipped, COLUMNS, GROUPS, 1 << TAU, _EXACT)
+    BUCKETS: tl.constexpr = 1 << TAU
     length = tl.cast(end - begin, tl.int32)
     if ids is None:
         values += begin * size
@@ -266,8 +268,8 @@ def _walk(
     if (origin > 0) & (rows > TILE):
         table = _table_before(
             tables, values, ids, items, packed, offsets, user, rows, origin,
-            tl.maximum(origin - last, 0), of_group, bucket, lines, size, GROUPS, BITS, TAU, WORDS,
-            SIZE, COLUMNS, TILE, LENGTH, LIMITED, OPERAND,
+            tl.maximum(origin - last, 0), skipped, lines, size, GROUPS, BITS, TAU, WORDS, SIZE,
+            COLUMNS, TILE, LENGTH, LIMITED, OPERAND,
         )  # fmt: skip
     most = tl.zeros([COLUMNS], tl.float32)
     inner = tl.arange(0, LENGTH)
@@ -287,7 +289,7 @@ def _walk(
         stop = tl.minimum(start + LENGTH, tl.maximum(cut, start))
         row = start + inner
         x = tl.where((row < stop)[:, None], x_next, 0.0).to(OPERAND)
-        member = _members(codes_next, of_group, bucket, OPERAND)
+        member = _members(codes_next, skipped, GROUPS, BUCKETS, COLUMNS, OPERAND)
         after = stop + inner
         x_next, codes_next = _load_behaviours(
             values, ids, items, packed, after, after < length, size, GROUPS, BITS, TAU, WORDS, SIZE,
@@ -300,11 +302,13 @@ def _walk(
                 values, ids, items, packed, row - last, (row < stop) & (origin + row >= last), size,
                 GROUPS, BITS, TAU, WORDS, SIZE, LENGTH,
             )  # fmt: skip
-            member = _members(codes, of_group, bucket, OPERAND)
+            member = _members(codes, skipped, GROUPS, BUCKETS, COLUMNS, OPERAND)
             table = tl.dot(member, -x.to(OPERAND), table)
         if cut <= stop:
             here = at <= stop
-            asked = _members(tl.where(here[:, None], wanted, -1), of_group, bucket, OPERAND)
+            asked = _members(
+                tl.where(here[:, None], wanted, -1), skipped, GROUPS, BUCKETS, COLUMNS, OPERAND
+            )
             scale = _inverse_norm_of_sums(tl.sum(table * table, 1), most) / groups
             # Scaling the codes is less work than scaling the table, and a little less exact.
             mean_t = tl.dot(tl.trans(table.to(OPERAND)), asked * scale.to(OPERAND)[:, None])
@@ -385,7 +389,7 @@ def _walk_back(
     low_query, behind_query = _queries_of_piece(
         cuts, query_offsets, user, queries, origin, end - first, begin == first, end == behind
     )
-    of_group, bucket = columns_of_table(skipped, COLUMNS, GROUPS, 1 << TAU, _EXACT)
+    BUCKETS: tl.constexpr = 1 << TAU
     length = tl.cast(end - begin, tl.int32)
     column, line = tl.arange(0, SIZE), tl.arange(0, COLUMNS)
     if ids is None:
@@ -402,8 +406,8 @@ def _walk_back(
         if origin > 0:
             table = _table_before(
                 tables, values, ids, items, packed, offsets, user, rows, origin,
-                tl.minimum(low, origin), of_group, bucket, lines, size, GROUPS, BITS, TAU, WORDS,
-                SIZE, COLUMNS, TILE, LENGTH, LIMITED, OPERAND,
+                tl.minimum(low, origin), skipped, lines, size, GROUPS, BITS, TAU, WORDS, SIZE,
+                COLUMNS, TILE, LENGTH, LIMITED, OPERAND,
             )  # fmt: skip
         if EMIT and end < behind:
             later = _load_table(
@@ -411,7 +415,7 @@ def _walk_back(
             )
     table = _add_range(
         table, values, ids, items, packed, tl.cast(tl.maximum(low - origin, 0), tl.int32), length,
-        of_group, bucket, size, GROUPS, BITS, TAU, WORDS, SIZE, LENGTH, OPERAND,
+        skipped, size, GROUPS, BITS, TAU, WORDS, SIZE, COLUMNS, LENGTH, OPERAND,
     )  # fmt: skip
 
     most = tl.sum(table * table, 1)
@@ -437,7 +441,9 @@ def _walk_back(
                 mask=there[:, None] & (column < size)[None, :],
                 other=0.0,
             ).to(OPERAND)
-            asked = _members(tl.where(here[:, None], wanted, -1), of_group, bucket, OPERAND)
+            asked = _members(
+                tl.where(here[:, None], wanted, -1), skipped, GROUPS, BUCKETS, COLUMNS, OPERAND
+            )
             most = tl.maximum(most, tl.sum(minus * minus, 1))
             later = _add_request(later, minus, most, asked, upstream, groups, OPERAND)
             answered = tl.sum(here.to(tl.int32), 0)
@@ -451,7 +457,7 @@ def _walk_back(
             start = tl.maximum(tl.maximum(stop - LENGTH, cut), 0)
             row = stop - LENGTH + inner
             x = tl.where((row >= start)[:, None], x_next, 0.0).to(OPERAND)
-            member = _members(codes_next, of_group, bucket, OPERAND)
+            member = _members(codes_next, skipped, GROUPS, BUCKETS, COLUMNS, OPERAND)
             before = start - LENGTH + inner
             x_next, codes_next = _load_behaviours(
                 values, ids, items, packed, before, before >= 0, size, GROUPS, BITS, TAU, WORDS,
@@ -464,7 +470,7 @@ def _walk_back(
                     values, ids, items, packed, row - last, seen_no_more, size, GROUPS, BITS, TAU,
                     WORDS, SIZE, LENGTH,
                 )  # fmt: skip
-                back = _members(codes, of_group, bucket, OPERAND)
+                back = _members(codes, skipped, GROUPS, BUCKETS, COLUMNS, OPERAND)
                 minus = tl.dot(back, -x.to(OPERAND), minus)
                 most = tl.maximum(most, tl.sum(minus * minus, 1))
                 if FALLEN:
@@ -689,13 +695,10 @@ def _code(packing: Packing, size: int, share: _Share, limited: bool) -> dict[str
 
 
 def _shape(values: Tensor, packing: Packing, *, back: bool, limited: bool) -> LaunchShape:
-    size, many = values.shape[1], packing.padded_groups > 16
-    table = min(packing.padded_rows, walk_rows(size))
-    # Forward over 64 rows for many groups, 8 warps' descriptors are more than ptxas holds.
-    warps = 8 if size > 64 and not (many and table <= 64 and not back) else 4
-    if many and back:
-        warps = 8
-    rule = {"LENGTH": 16 if back and limited else 32, "num_warps": warps}
+    size, table = values.shape[1], min(packing.padded_rows, walk_rows(values.shape[1]))
+    # Of 64 rows for many groups 8 warps take more descriptors forward than ptxas (CUDA 12.8) holds.
+    few = not back and packing.padded_groups > 16 and table <= 64
+    rule = {"LENGTH": 16 if back and limited else 32, "num_warps": 4 if size <= 64 or few else 8}
     name = ("walk_back" if back else "walk") + (" the last" if limited else "")
     sizes = (padded_size(size), table, packing.padded_groups)
     return launch_shape(name, values.device, values.dtype, *sizes, rule=rule)
