@@ -26,9 +26,11 @@ def disassembled(cubin: Path) -> str:
 
 def lost_registers(code: str) -> list[str]:
     """Return the instructions that read a uniform register which none above them writes."""
+    instructions = _INSTRUCTION.findall(code)
+    assert any(operation == "EXIT" for operation, _ in instructions), "code was not understood"
     written: set[int] = set()
     found = []
-    for operation, operands in _INSTRUCTION.findall(code):
+    for operation, operands in instructions:
         target, _, sources = operands.partition(",")
         writes = operation.startswith(_WRITES_UNIFORM) and target.startswith("UR")
         if _read(sources if writes else operands) - written:

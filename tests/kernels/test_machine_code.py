@@ -12,6 +12,7 @@ def test_registers_that_nothing_writes_are_found() -> None:
         /*2040*/              @!P4 LDG.E.128 R88, desc[UR22][R26.64] ;
         /*2ad0*/                   HGMMA.64x64x16.F16 R40, R56, gdesc[UR20], RZ, !UPT ;
         /*2af0*/                   HGMMA.64x64x16.F16 R40, gdesc[UR20], R40 ;
+        /*3000*/                   EXIT ;
     """
     assert lost_registers(code) == [
         "UIADD3 UR38, UP0, UR38, 0x40, URZ",

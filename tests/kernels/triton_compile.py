@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
+from tests.kernels.machine_code import disassembled, lost_registers
+
 if TYPE_CHECKING:
     from hashtab.kernels.core.tuning import LaunchShape
     from tests.kernels.launches import Shape
@@ -82,7 +84,9 @@ class Compiled:
         memory = (
             f"{self.registers} registers, {self.stack + self.local} spilled, {self.shared} shared"
         )
-        return f"{self.kernel}: {self.warps} warps, {memory}; {', '.join(map(str, self.dots))}"
+        lost = f"; {len(self.lost)} read what nothing writes" if self.lost else ""
+        dots = ", ".join(map(str, self.dots))
+        return f"{self.kernel}: {self.warps} warps, {memory}; {dots}{lost}"
 
 
 class _NoDevice:
@@ -174,8 +178,6 @@ def compiled_by(capability: int, case: str) -> list[Compiled]:
 
 
 def _measured(kernel: Any, disassemble: bool) -> Compiled:
-    from tests.kernels.machine_code import disassembled, lost_registers
-
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()

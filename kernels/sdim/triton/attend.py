@@ -59,7 +59,7 @@ def _members(codes, wanted, LENGTH: tl.constexpr, CANDIDATES: tl.constexpr, GROU
 
 @triton.jit
 def _add_products_t(sums_t, x, member, PARTS: tl.constexpr):
-    """Return `add_products` turned over, for columns may be too few for a product's first factor.
+    """Return `add_products` turned over: one candidate's columns are too few for a first factor.
 
     Args:
         sums_t: `[SIZE, COLUMNS]`.

@@ -1,7 +1,7 @@
-"""Behaviours to bucket tables: hash, one-hot codes and bucket sums in one read of the history.
+"""Behaviours to bucket tables: hash, members of buckets and their sums in one read of the history.
 
-A program makes the sums of at most `columns_at_once` rows of a table. Where a table has more,
-behaviours are hashed once before, and several programs read them, from the GPU's cache.
+A program makes the sums of some rows of a table. Where a table has more, behaviours are hashed once
+before, and several programs read them, from the GPU's cache; wide behaviours are hashed before too.
 """
 
 import torch
@@ -44,6 +44,7 @@ from hashtab.kernels.sdim.triton.sums import (
     parts,
     piece,
     place_of,
+    spread_groups,
     sum_of_pieces,
 )
 
@@ -124,8 +125,7 @@ def _encode(
         member = members(of_group, codes, wanted, x.dtype, PARTS == 0)
         sums = add_products(sums, member, x, PARTS)
 
-    line = first_line + tl.arange(0, COLUMNS)
-    store_rows(target, line.to(tl.int64), lines, sums, size, SIZE)
+    store_rows(target, first_line + tl.arange(0, COLUMNS), lines, sums, size, SIZE)
 
 
 @triton.jit
@@ -233,8 +233,9 @@ def _gather_backward(
 
 
 def _columns(packing: Packing, values: Tensor) -> int:
-    """Return how many rows of a table a program sums."""
-    return min(packing.padded_rows, 64 if _is_wide(values) else columns_at_once(values))
+    """Return how many rows of a table a program sums, 16 at least, as a product takes them."""
+    most = 64 if _is_wide(values) else columns_at_once(values)
+    return max(16, min(packing.padded_rows, most))
 
 
 def _is_wide(values: Tensor) -> bool:
@@ -319,8 +320,8 @@ def sums_before_last(
 ) -> Tensor:
     """Return sums of each piece of users but the last, where `place_of` says.
 
-    Of `lines` rows of a table, behind those that are skipped, a multiple of `columns_at_once`; for
-    more rows of behaviours than a piece has.
+    Of `lines` rows of a table, behind those that are skipped; for more rows of behaviours than a
+    piece has.
 
     Returns:
         `[rows // tile, lines * D]` float32; places of no piece are not written.
@@ -386,10 +387,11 @@ def _shape(values: Tensor, packing: Packing, products: int) -> LaunchShape:
         rule = {"LENGTH": 128 if size <= 64 else 64, "STAGES": 1, "num_warps": warps}
         rule |= fewer_rows(packing)
     else:
-        # Of fewer than 64 rows Triton 3.6 multiplies some that it has begun to overwrite.
-        warps = 8 if size > 64 and packing.padded_groups > 16 else 4
-        rule = {"LENGTH": 128 if 32 < size <= 64 else 64, "STAGES": 3, "num_warps": warps}
-    sizes = (padded_size(size), _columns(packing, values), packing.padded_groups, products)
+        # 64 rows at least: of fewer Triton 3.6 multiplies some that it has begun to overwrite.
+        length = 128 if 32 < size <= 64 else 64
+        many = size > 64 and packing.padded_groups > 16  # for the registers of 4 warps
+        rule = {"LENGTH": length, "STAGES": 3, "num_warps": 8 if many else 4}
+    sizes = (padded_size(size), _columns(packing, values), spread_groups(packing), products)
     return launch_shape("encode", values.device, values.dtype, *sizes, rule=rule)
 
 
@@ -400,5 +402,5 @@ def _backward_shape(grad_table: Tensor, dtype: torch.dtype, packing: Packing) ->
         rule["num_warps"] = 8 if size > 64 else 4
     elif dtype == torch.float32 or size > 128 or older:
         rule = {"LENGTH": 64, "STAGES": 2, "num_warps": 8}
-    sizes = (padded_size(size), packing.padded_rows)
+    sizes = (padded_size(size), packing.padded_rows, spread_groups(packing))
     return launch_shape("encode_backward", grad_table.device, dtype, *sizes, rule=rule)

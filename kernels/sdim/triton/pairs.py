@@ -499,5 +499,5 @@ def _shape_of_behaviours(values: Tensor, code: dict[str, int]) -> LaunchShape:
     return launch_shape("pairs_backward", values.device, values.dtype, *sizes, rule=rule)
 
 
-def _sizes(size: int, code: dict[str, int]) -> tuple[int, int]:
-    return padded_size(size), code["QUERIES"] * code["GROUPS"]
+def _sizes(size: int, code: dict[str, int]) -> tuple[int, int, int]:
+    return padded_size(size), code["QUERIES"] * code["GROUPS"], max(16, code["GROUPS"])

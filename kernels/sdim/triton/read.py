@@ -37,6 +37,7 @@ from hashtab.kernels.sdim.triton.sums import (
     members,
     members_of_rows,
     parts,
+    spread_groups,
 )
 
 _PROGRAMS = 132 * 4
@@ -214,7 +215,7 @@ def read_backward(grad: Tensor, table: Tensor, packed: Tensor) -> Tensor:
     grad_table = table.new_empty(table.shape)
     if grad_table.numel() == 0:
         return grad_table
-    columns = min(packing.padded_rows, columns_at_once(table))
+    columns = max(16, min(packing.padded_rows, columns_at_once(table)))
     _read_backward[users, triton.cdiv(groups * buckets, columns)](
         grad, table, packed, grad_table, candidates, size, groups, TAU=packing.tau,
         BITS=packing.bits, GROUPS=packing.padded_groups, WORDS=packing.words,
@@ -236,7 +237,7 @@ def _shape(queries: Tensor, packing: Packing, products: int) -> LaunchShape:
     rule = {"LENGTH": 128 if not exact and size <= 128 else 32, "STAGES": 1, "num_warps": 8}
     if size <= 64:
         rule = {"LENGTH": 128, "STAGES": 2 if exact and size > 32 else 1, "num_warps": 4}
-    sizes = (padded_size(size), packing.padded_rows, products)
+    sizes = (padded_size(size), packing.padded_rows, spread_groups(packing), products)
     return launch_shape("read", queries.device, queries.dtype, *sizes, rule=rule)
 
 
@@ -246,5 +247,5 @@ def _backward_shape(table: Tensor, packing: Packing, columns: int) -> LaunchShap
     rule |= fewer_rows(packing)
     if older:
         rule = {"LENGTH": 32, "STAGES": 2, "num_warps": 8}
-    sizes = (padded_size(size), columns, packing.padded_groups)
+    sizes = (padded_size(size), columns, spread_groups(packing))
     return launch_shape("read_backward", table.device, table.dtype, *sizes, rule=rule)

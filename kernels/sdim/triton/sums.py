@@ -43,8 +43,13 @@ def holds(packing: Packing, rows: Tensor) -> bool:
     return 16 <= packing.padded_rows <= columns_at_once(rows)
 
 
+def spread_groups(packing: Packing) -> int:
+    """Return how long the products are that spread codes: launch shapes depend on it."""
+    return max(16, packing.padded_groups)
+
+
 def fewer_rows(packing: Packing) -> LaunchShape:
-    """Return how many rows a tile of float32 has at most, if its products take many descriptors.
+    """Return how many rows a tile of float32 has if its products take many descriptors.
 
     With more rows ptxas (CUDA 12.8) makes some of these from a register that it never wrote.
     """
@@ -268,11 +273,11 @@ def add_products(sums, member, x, PARTS: tl.constexpr):
 
 @triton.jit
 def collect(member, rows, PARTS: tl.constexpr):
-    """Return for each behaviour the sum of the float32 `rows` `[COLUMNS, SIZE]` it is member of.
+    """Return for each row of `member` the sum of the float32 `rows` that it says.
 
     Args:
-        member: `[LENGTH, COLUMNS]`, 1 or 0 in bfloat16, or float32 where PARTS is 0.
-        rows: float32.
+        member: `[A, B]`, 1 or 0 in bfloat16, or float32 where PARTS is 0.
+        rows: `[B, SIZE]` float32.
         PARTS: as `parts` returns.
     """
     if PARTS == 0:
