@@ -21,11 +21,13 @@ test: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --dist loadscope
 
-# In PYTHON as it is: the torch and Triton of a GPU machine are its own.
+# In PYTHON as it is: the torch and Triton of a GPU machine are its own. Most of the time compiles.
+GPU_PROCESSES ?= 8
 test-gpu:
 	@$(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' \
 		|| { echo "test-gpu needs torch with a CUDA device: make test-gpu PYTHON=/path/to/python3" >&2; exit 1; }
-	$(PYTHON) -m pytest tests/kernels -m gpu -p no:cacheprovider
+	$(PYTHON) -m pytest tests/kernels tests/models/test_cuda.py tests/models/test_compiled.py -m gpu \
+		-n $(GPU_PROCESSES) --dist worksteal -p no:cacheprovider -p no:benchmark
 
 ui: $(STAMP)
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --workers 1

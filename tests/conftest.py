@@ -14,6 +14,14 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+@pytest.fixture(autouse=True)
+def _shared_gpu() -> Iterator[None]:
+    """Leave the memory of a GPU to other processes of tests."""
+    yield
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 32 kB; only a user who may mount one can meet a disk that is truly full."""
@@ -42,6 +50,6 @@ class ByFolder(LoadScopeScheduling):  # type: ignore[misc]
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> ByFolder:
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> ByFolder | None:
     """Say which tests must share a process, where there are several."""
-    return ByFolder(config, log)
+    return ByFolder(config, log) if config.getoption("dist") == "loadscope" else None
