@@ -159,8 +159,7 @@ SDIM: dict[str, Callable[[Shape], object]] = {
     "attend_at": _attend_at,
     "attend_at the last": partial(_attend_at, last=2000),
 }
-_OPERATORS: dict[str, Callable[[Shape], object]] = {
-    **SDIM,
+_WITHOUT_CODES: dict[str, Callable[[Shape], object]] = {
     "sums by item": _sum_by_item,
     "dense": _dense,
     "dense at cuts": _dense_at,
@@ -203,11 +202,18 @@ def _greedy() -> None:
     greedy.launch()
 
 
+def _operators(shape: Shape) -> dict[str, Callable[[Shape], object]]:
+    """Return what a shape compiles anew; what does not depend on codes comes with usual ones."""
+    if shape.groups > 16:
+        return SDIM
+    return {**SDIM, **_WITHOUT_CODES, **(_BY_ID if shape.usual else {})}
+
+
 def launches(capability: int) -> dict[str, Callable[[], object]]:
     """Return what to launch on GPUs of a compute capability, by name."""
     sound: dict[str, Callable[[], object]] = {
         f"{name} {shape}": partial(launch, shape)
         for shape in _SHAPES[capability]
-        for name, launch in {**_OPERATORS, **(_BY_ID if shape.usual else {})}.items()
+        for name, launch in _operators(shape).items()
     }
     return {FAULTY: _greedy, **sound}

@@ -71,7 +71,7 @@ def allowed(kernel: Compiled, capability: int, case: str) -> int:
 
 def faults(kernel: Compiled, capability: int, case: str) -> list[str]:
     """Say what makes a kernel slow, wrong, or too large to launch."""
-    found = [f"reads what nothing writes: {instruction}" for instruction in kernel.lost]
+    found = [f"reads what is not there: {instruction}" for instruction in kernel.lost]
     if kernel.stack + kernel.local > allowed(kernel, capability, case):
         found.append("spills")
     if kernel.shared > SHARED_LIMIT[capability]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from tests.kernels.machine_code import disassembled, lost_registers
+from tests.kernels.machine_code import disassembled, lost_registers, overwritten_factors
 
 if TYPE_CHECKING:
     from hashtab.kernels.core.tuning import LaunchShape
@@ -31,7 +31,8 @@ _DOT = re.compile(
 )
 
 
-# Whose products take the descriptors of which ptxas loses some; looking takes half a second.
+# Looking at machine code takes half a second: where products take many descriptors, and at walks,
+# whose loops have branches.
 _MANY_GROUPS = re.compile(r" (32|64)x\d")
 _GPUS = {90: "NVIDIA H200"}  # whose measured launch shapes are compiled, by compute capability
 
@@ -68,7 +69,7 @@ class Compiled:
         local: bytes of a thread beside the stack.
         shared: bytes of a block.
         dots: the kinds of its matrix products.
-        lost: its instructions that read registers which none writes.
+        lost: its instructions that read what is not there, as far as they were looked at.
     """
 
     kernel: str
@@ -84,7 +85,7 @@ class Compiled:
         memory = (
             f"{self.registers} registers, {self.stack + self.local} spilled, {self.shared} shared"
         )
-        lost = f"; {len(self.lost)} read what nothing writes" if self.lost else ""
+        lost = f"; {len(self.lost)} read what is not there" if self.lost else ""
         dots = ", ".join(map(str, self.dots))
         return f"{self.kernel}: {self.warps} warps, {memory}; {dots}{lost}"
 
@@ -173,8 +174,11 @@ def compiled_by(capability: int, case: str) -> list[Compiled]:
 
     with _compiling(capability) as kernels:
         launches(capability)[case]()
-    many = capability >= 90 and _MANY_GROUPS.search(case) is not None
-    return [_measured(kernel, many) for kernel in kernels]
+    many = _MANY_GROUPS.search(case) is not None
+    return [
+        _measured(kernel, capability >= 90 and (many or "_walk" in kernel.metadata.name))
+        for kernel in kernels
+    ]
 
 
 def _measured(kernel: Any, disassemble: bool) -> Compiled:
@@ -182,7 +186,8 @@ def _measured(kernel: Any, disassemble: bool) -> Compiled:
         file.write(kernel.asm["cubin"])
         file.flush()
         registers, stack, local = _resources(file.name)
-        lost = lost_registers(disassembled(Path(file.name))) if disassemble else []
+        code = disassembled(Path(file.name)) if disassemble else ""
+        lost = lost_registers(code) + overwritten_factors(code) if disassemble else []
     return Compiled(
         kernel=kernel.metadata.name,
         warps=kernel.metadata.num_warps,
