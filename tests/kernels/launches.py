@@ -202,18 +202,14 @@ def _greedy() -> None:
     greedy.launch()
 
 
-def _operators(shape: Shape) -> dict[str, Callable[[Shape], object]]:
-    """Return what a shape compiles anew; what does not depend on codes comes with usual ones."""
-    if shape.groups > 16:
-        return SDIM
-    return {**SDIM, **_WITHOUT_CODES, **(_BY_ID if shape.usual else {})}
-
-
 def launches(capability: int) -> dict[str, Callable[[], object]]:
     """Return what to launch on GPUs of a compute capability, by name."""
-    sound: dict[str, Callable[[], object]] = {
-        f"{name} {shape}": partial(launch, shape)
-        for shape in _SHAPES[capability]
-        for name, launch in _operators(shape).items()
-    }
-    return {FAULTY: _greedy, **sound}
+    found: dict[str, Callable[[], object]] = {FAULTY: _greedy}
+    rows = set()
+    for shape in _SHAPES[capability]:
+        operators = {**SDIM, **(_BY_ID if shape.usual else {})}
+        if shape[:2] not in rows:
+            operators |= _WITHOUT_CODES
+        rows.add(shape[:2])
+        found |= {f"{name} {shape}": partial(launch, shape) for name, launch in operators.items()}
+    return found
