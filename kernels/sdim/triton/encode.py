@@ -388,9 +388,10 @@ def _shape(values: Tensor, packing: Packing, products: int) -> LaunchShape:
         rule |= fewer_rows(packing)
     else:
         # 64 rows at least: of fewer Triton 3.6 multiplies some that it has begun to overwrite.
-        length = 128 if 32 < size <= 64 else 64
-        many = size > 64 and packing.padded_groups > 16  # for the registers of 4 warps
-        rule = {"LENGTH": length, "STAGES": 3, "num_warps": 8 if many else 4}
+        three = 64 < size <= 128 and products == 3  # or many groups, for the registers of 4 warps
+        many = size > 64 and packing.padded_groups > 16
+        length = 128 if 32 < size <= 64 or three else 64
+        rule = {"LENGTH": length, "STAGES": 3, "num_warps": 8 if three or many else 4}
     sizes = (padded_size(size), _columns(packing, values), spread_groups(packing), products)
     return launch_shape("encode", values.device, values.dtype, *sizes, rule=rule)
 
