@@ -1,5 +1,6 @@
 """A small synthetic log with a signal to learn, and what is made once for all tests."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -41,6 +42,10 @@ __all__ = [
     "shop_data",
 ]
 
+# Ray's workers give way to all else, which other processes of tests make last for minutes.
+NICENESS = "RAY_worker_niceness"
+os.environ.setdefault(NICENESS, "0")
+
 USERS, ITEMS, KINDS, DAYS = 60, 50, 5, 40
 START = datetime(2024, 1, 1)
 
@@ -54,6 +59,11 @@ SMALL_OPTIMISER = OptimiserSettings(
     patience=4,
     samples_per_batch=64,
 )
+
+
+def environment_outside_ray() -> dict[str, str]:
+    """Return what a script starts with that knows of no cluster of these tests."""
+    return {k: v for k, v in os.environ.items() if not k.startswith("RAY_") or k == NICENESS}
 
 
 def write_likes(folder: Path, seed: int = 0) -> Schema:

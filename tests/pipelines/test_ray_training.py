@@ -1,7 +1,6 @@
 """Trainings on Ray's workers: exact with several, and none the worse for kills."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from hashtab.pipelines.ranks import Ranks
 from hashtab.pipelines.runs import Run
 from hashtab.pipelines.saved_model import load_model
 from hashtab.pipelines.settings import TrainSettings, identity
+from tests.pipelines.conftest import environment_outside_ray
 
 pytestmark = [
     pytest.mark.ray,
@@ -106,7 +106,7 @@ def test_a_killed_driver_resumes_to_the_same_metrics(
     long = replace(long, workers=1)
     run = Run.find_or_resume(long, dataset.manifest)
     options = [f"--{name}={value}" for name, value in _options(long).items()]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    environment = environment_outside_ray()
     driver = subprocess.Popen([sys.executable, str(SCRIPT), *options], env=environment)
     wait_for(run.checkpoint.exists, lambda: driver.poll() is not None)
     workers = workers_of(psutil.Process(driver.pid))

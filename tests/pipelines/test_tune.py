@@ -35,7 +35,7 @@ from hashtab.pipelines.tuning import (
     Tuning,
     TuningError,
 )
-from tests.pipelines.conftest import SMALL_MODEL, SMALL_OPTIMISER
+from tests.pipelines.conftest import SMALL_MODEL, SMALL_OPTIMISER, environment_outside_ray
 
 pytestmark = [
     # Ray and MLflow use deprecated names of others, and leave sockets to the end of the process.
@@ -377,7 +377,7 @@ def resumed(
 
 def kill_when_under_way(settings: TuneSettings, tuning: Tuning) -> Trial:
     """Start the script, kill it once a trial has a checkpoint, and return that trial."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    environment = environment_outside_ray()
     command = [sys.executable, str(SCRIPT), *as_options(settings)]
     driver = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     while not (going := [t for t in tuning.trials if t.run.checkpoint.exists()]):
