@@ -8,7 +8,8 @@ told and not timed. Backward is that of a graph made before. What a mask needs i
 time is taken. A floor is the larger of the bytes that must be moved over the bandwidth of a copy
 (`b`) and the operations over the rate of a matrix product (`o`), both measured in the same run;
 `share` is the floor over our time, `B` the peak memory beyond inputs, result and gradients, in
-bytes a behaviour. Compiled rivals keep no donated buffers, for their graphs run more than once.
+bytes a behaviour (of `read`, a candidate). Compiled rivals keep no donated buffers, for their
+graphs run more than once.
 
     python experiments/bench_sdim.py [--rows attend,training] [--quick] [--json FILE]
     python experiments/bench_sdim.py --device cpu --tiny     # no figures: that all of it runs

@@ -4,8 +4,8 @@ Each operator runs at the shapes below. For each launch shape that a kernel asks
 its neighbours (half and twice the rows of a tile, 4 or 8 warps, a stage more or less) are timed
 within the operators that ask, the cache flushed before each; what gives another result than the
 rule, spills more registers, or does not launch, is dropped. What beats the rule by 5% in the mean
-and nowhere loses is written. Other processes compile before; what they compiled stays in Triton's
-cache, so that an interrupted run goes on from there.
+and nowhere loses 2% is written. Other processes compile before; what they compiled stays in
+Triton's cache, so that an interrupted run goes on from there.
 
     python experiments/tune_kernels.py --output kernels/core/tuned/h200.json --gpu "NVIDIA H200"
 """

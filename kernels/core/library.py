@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -32,6 +33,15 @@ def register(
     torch.library.register_fake(qualified, fake)
 
 
+def implemented_in(module: str, name: str) -> Callable[..., object]:
+    """Return a function of a module that is imported at the first call: not all have Triton."""
+
+    def run(*arguments: Any) -> object:
+        return getattr(import_module(module), name)(*arguments)
+
+    return run
+
+
 def _on_gpu_of_first(implementation: Callable[..., object]) -> Callable[..., object]:
     @functools.wraps(implementation)
     def run(first: Tensor, *others: Any) -> object:
@@ -42,6 +52,17 @@ def _on_gpu_of_first(implementation: Callable[..., object]) -> Callable[..., obj
 
 
 def apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
-    """Call a differentiable function that returns one tensor; torch leaves `apply` untyped."""
-    result: Tensor = function.apply(*arguments)
+    """Call a differentiable function that returns one tensor; torch leaves `apply` untyped.
+
+    A tensor may be given in several places, which torch.compile refuses: the others get a view.
+    """
+    distinct = [
+        given.view_as(given) if _is_one_of(given, arguments[:place]) else given
+        for place, given in enumerate(arguments)
+    ]
+    result: Tensor = function.apply(*distinct)
     return result
+
+
+def _is_one_of(given: Any, others: tuple[Any, ...]) -> bool:
+    return isinstance(given, Tensor) and any(given is other for other in others)

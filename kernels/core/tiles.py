@@ -8,8 +8,13 @@ whoever else is in the batch. Piece i of user u, whose first row is f, has the n
 import triton
 import triton.language as tl
 
-# A single user would be a constant 1, of which Triton 3.6 cannot compile the search below.
-UNSPECIALIZED = ["users"]
+# What each batch has its own number of, whatever a kernel calls it. Triton would make a kernel anew
+# for multiples of 16 and for 1, seconds into a training; and of a single user, were it a constant,
+# Triton 3.6 cannot compile the search below.
+UNSPECIALIZED = [
+    *("users", "rows", "items", "queries", "behaviours", "candidates", "count"),
+    *("share", "last", "skipped", "splits"),
+]
 _FAN = tl.constexpr(128)
 
 

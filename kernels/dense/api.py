@@ -130,11 +130,8 @@ def target_attention_at(
     if _use_triton(impl, queries, key_rows, values, scale):
         places = (query_offsets, cuts, values, offsets)
         return _fused(queries, *places, keys=keys, scale=scale, last=last)
-    # Views, for torch.compile refuses one tensor in two places of an autograd.Function.
-    keys = values.view_as(values) if keys is None or keys is values else keys
-    queries = queries.view_as(queries) if queries is values or queries is keys else queries
     factor = _scale(queries, scale)
-    arguments = (queries, query_offsets, cuts, keys, values, offsets, factor, last)
+    arguments = (queries, query_offsets, cuts, key_rows, values, offsets, factor, last)
     if impl == "reference":
         return _reference(*arguments)
     return apply(_AttendAt, *arguments).to(values.dtype)
@@ -172,9 +169,6 @@ def window_attention(
         ValueError: shapes, lengths or window are wrong.
     """
     check_impl(impl, get_args(Impl))
-    # Views, for torch.compile refuses one tensor in two places of an autograd.Function.
-    k = k.view_as(k) if k is q else k
-    v = v.view_as(v) if v is q or v is k else v
     _check_window(q, k, v, window, lengths)
     scale = q.shape[3] ** -0.5 if scale is None else scale
     if impl == "reference":
@@ -251,8 +245,8 @@ def _use_triton(
         unfit = f"rows must be all float16, all bfloat16 or all float32, got {dtypes}"
     elif not all(1 <= width <= _WIDEST for width in widths):
         unfit = f"D and Dv must lie within 1 .. {_WIDEST}, got {widths}"
-    elif scale == 0:
-        unfit = "scale must be above 0"
+    elif scale is not None and scale < torch.finfo(torch.float32).tiny:
+        unfit = "scale must be above 0 in float32"
     return use_triton(impl, values.device, unfit)
 
 
@@ -268,8 +262,6 @@ def _fused(
     last: int | None,
 ) -> Tensor:
     keys = None if keys is values else keys
-    # Views, for torch.compile refuses one tensor in two places of an autograd.Function.
-    queries = queries.view_as(queries) if queries is values or queries is keys else queries
     places = (query_offsets, cuts, keys, values, offsets)
     return apply(_FusedAttendAt, queries, *places, _scale(queries, scale), last)
 

@@ -1,13 +1,12 @@
 """Operators of exact target attention for torch.library."""
 
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hashtab.kernels.core import checks
-from hashtab.kernels.core.library import register
+from hashtab.kernels.core.library import implemented_in, register
 from hashtab.kernels.core.precision import sums_dtype
 from hashtab.kernels.core.ragged import segment_of
 from hashtab.kernels.dense import blocked, windowed
@@ -98,17 +97,6 @@ def _attend_at_backward_fake(
     )
 
 
-def _triton() -> ModuleType:
-    from hashtab.kernels.dense import triton  # only where it is used: not every platform has it
-
-    return triton
-
-
-def _fused_attend_at(*arguments: Any) -> tuple[Tensor, Tensor]:
-    found: tuple[Tensor, Tensor] = _triton().attend_at(*arguments)
-    return found
-
-
 def _fused_attend_at_fake(
     queries: Tensor,
     _query_offsets: Tensor | None,
@@ -119,11 +107,6 @@ def _fused_attend_at_fake(
 ) -> tuple[Tensor, Tensor]:
     log_sums = values.new_empty(queries.shape[0], dtype=torch.float32)
     return values.new_empty(queries.shape[0], values.shape[1]), log_sums
-
-
-def _fused_attend_at_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    found: tuple[Tensor, Tensor, Tensor] = _triton().attend_at_backward(*arguments)
-    return found
 
 
 def _fused_attend_at_backward_fake(
@@ -226,13 +209,13 @@ _FUSED = (
 register(
     "dense_fused_attend_at",
     f"({_FUSED}) -> (Tensor, Tensor)",
-    _fused_attend_at,
+    implemented_in("hashtab.kernels.dense.triton", "attend_at"),
     _fused_attend_at_fake,
 )
 register(
     "dense_fused_attend_at_backward",
     f"(Tensor grad, Tensor interest, Tensor log_sums, {_FUSED}) -> (Tensor, Tensor, Tensor)",
-    _fused_attend_at_backward,
+    implemented_in("hashtab.kernels.dense.triton", "attend_at_backward"),
     _fused_attend_at_backward_fake,
 )
 

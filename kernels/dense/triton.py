@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hashtab.kernels.core import dispatch
-from hashtab.kernels.core.tiles import slots, span, user_slot
+from hashtab.kernels.core.tiles import UNSPECIALIZED, slots, span, user_slot
 from hashtab.kernels.dense import tiling
 from hashtab.kernels.dense.tiling import Backward, Shape, Tiles
 
@@ -345,7 +345,7 @@ def _seen(
     return low, cut
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _walk(low, cut, real, length, TILE: tl.constexpr, SPLITS: tl.constexpr):
     """Return where a walk over behaviours begins, needs no mask from and to, and ends.
 
@@ -401,7 +401,7 @@ def _weights(logarithms, PRECISION: tl.constexpr):
     return tl.exp2(logarithms)
 
 
-@triton.jit(do_not_specialize=["users", "queries", "behaviours", "candidates", "last"])
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _interest(
     interest_ptr,
     log_sums_ptr,
@@ -483,7 +483,7 @@ def _interest(
     tl.store(log_sums_ptr + begin + row, log_sum, mask=row < count)
 
 
-@triton.jit(do_not_specialize=["queries", "splits"])
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _merge(
     parts_ptr,
     part_sums_ptr,
@@ -519,7 +519,7 @@ def _merge(
     tl.store(log_sums_ptr + begin + row, log_sum, mask=real)
 
 
-@triton.jit(do_not_specialize=["users", "queries", "behaviours", "candidates", "last"])
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _grad_of_queries(
     grad_ptr,
     interest_ptr,
@@ -597,7 +597,7 @@ def _grad_of_queries(
     _store(_row(grad_queries_ptr, begin, D), count, sums, QUERIES, D, WIDTH)
 
 
-@triton.jit(do_not_specialize=["count", "splits"])
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _add_up(parts_ptr, out_ptr, count, splits, BLOCK: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     real = at < count
@@ -607,7 +607,7 @@ def _add_up(parts_ptr, out_ptr, count, splits, BLOCK: tl.constexpr):
     tl.store(out_ptr + at, sums.to(out_ptr.dtype.element_ty), mask=real)
 
 
-@triton.jit(do_not_specialize=["users", "queries", "behaviours", "candidates", "last"])
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _grad_of_behaviours(
     grad_ptr,
     log_sums_ptr,
@@ -700,7 +700,7 @@ def _grad_of_behaviours(
         _store(_row(grad_keys_ptr, begin, D), count, grad_keys, BEHAVIOURS, D, WIDTH)
 
 
-@triton.jit(do_not_specialize=["queries", "behaviours", "candidates"])
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _grads_together(
     grad_ptr,
     interest_ptr,

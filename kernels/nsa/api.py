@@ -337,17 +337,7 @@ def _by_native(
     scale: float,
     layout: Layout,
 ) -> Tensor:
-    return apply(_Attend, *_distinct([q, *keys, gates]), lengths, scale, *layout[1:])
-
-
-def _distinct(tensors: list[Tensor]) -> list[Tensor]:
-    """Return views of what occurs twice: torch.compile refuses one tensor in two places."""
-    seen: set[int] = set()
-    distinct = []
-    for tensor in tensors:
-        distinct.append(tensor.view_as(tensor) if id(tensor) in seen else tensor)
-        seen.add(id(tensor))
-    return distinct
+    return apply(_Attend, q, *keys, gates, lengths, scale, *layout[1:])
 
 
 class _Attend(torch.autograd.Function):

@@ -15,7 +15,10 @@ With `ids` `[N]`, int64 or int32, behaviour j is row `ids[j]` of `values` `[V, D
 embeddings: the result is that of `values.index_select(0, ids)`, which Triton's kernels never write,
 and offsets count ids. The gradient of `values` is `[V, D]`, for each row the sum of those of its
 behaviours and zeros for one that nobody met; Triton's kernels sum it in float32 and a fixed order.
-Ids outside 0 .. V - 1 raise ValueError; Triton's kernels, which check no data, take row 0.
+
+`"triton"` never waits for the GPU: what only the content of offsets, cuts and ids could tell is
+then not checked. Wrong ones read and write nothing that is not theirs, but the result and its
+gradient mean nothing; an id outside 0 .. V - 1 counts as 0.
 """
 
 from typing import Any, Literal, get_args
@@ -138,7 +141,7 @@ def read(
     checks.check_same_device(table=table, queries=queries, planes=planes)
     if _choice(impl, planes, tau, table, queries) == "triton":
         return fused.read(table, queries, planes, tau)
-    return apply(_Read, table, codes(queries, planes, tau, impl=impl), tau, impl)
+    return apply(_Read, table, codes(queries, planes, tau, impl=impl), impl)
 
 
 def attend(
@@ -269,6 +272,7 @@ def expected(
     checks.check_tau(tau)
     checks.check_rows("values", values, "[N, D]")
     checks.check_index("offsets", offsets)
+    checks.check_same_device(values=values, offsets=offsets, queries=queries)
     checks.check_offsets("offsets", offsets, values.shape[0], "behaviours")
     checks.check_rows("queries", queries, "[B, C, D]", values.shape[1])
     checks.check_users("queries", queries.shape[0], offsets)
@@ -331,17 +335,17 @@ class _Encode(torch.autograd.Function):
 
 class _Read(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, table: Tensor, codes: Tensor, tau: int, impl: str) -> Tensor:
+    def forward(ctx: Any, table: Tensor, codes: Tensor, impl: str) -> Tensor:
         ctx.save_for_backward(table, codes)
-        ctx.tau, ctx.impl = tau, impl
+        ctx.impl = impl
         interest: Tensor = _hashtab.sdim_read(table, codes, impl)
         return interest
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad = _hashtab.sdim_read_backward(grads[0], *ctx.saved_tensors, ctx.tau, ctx.impl)
-        return grad, None, None, None
+        grad = _hashtab.sdim_read_backward(grads[0], *ctx.saved_tensors, ctx.impl)
+        return grad, None, None
 
 
 class _AttendAt(torch.autograd.Function):

@@ -7,14 +7,13 @@ Nothing here waits for the device: offsets, cuts and ids are read by the kernels
 their arrays whatever these hold.
 """
 
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hashtab.kernels.core.library import apply, register
+from hashtab.kernels.core.library import apply, implemented_in, register
 from hashtab.kernels.sdim.packing import Packing
 
 _hashtab = torch.ops.hashtab
@@ -39,12 +38,12 @@ def why_unfit(planes: Tensor, tau: int, *rows: Tensor) -> str | None:
 
 def encode(values: Tensor, offsets: Tensor, planes: Tensor, tau: int, ids: Tensor | None) -> Tensor:
     """Return the table `[B, G, 2**tau, D]` float32."""
-    return apply(_Encode, values, offsets.contiguous(), planes, tau, _contiguous(ids))
+    return apply(_Encode, values, offsets.contiguous(), planes.detach(), tau, _contiguous(ids))
 
 
 def read(table: Tensor, queries: Tensor, planes: Tensor, tau: int) -> Tensor:
     """Return interests `[B, C, D]` float32."""
-    return apply(_Read, table, queries, planes, tau)
+    return apply(_Read, table, queries.detach(), planes.detach(), tau)
 
 
 def attend(
@@ -62,7 +61,9 @@ def attend(
     if through_a_table(queries.shape[1], tau):
         table = encode(values, offsets, planes, tau, ids)
         return read(table, queries, planes, tau).to(values.dtype)
-    return apply(_Attend, values, offsets.contiguous(), queries, planes, tau, _contiguous(ids))
+    keep = torch.is_grad_enabled() and values.requires_grad
+    asked = (queries.detach(), planes.detach(), tau, keep, _contiguous(ids))
+    return apply(_Attend, values, offsets.contiguous(), *asked)
 
 
 def attend_at(
@@ -78,8 +79,8 @@ def attend_at(
 ) -> Tensor:
     """Return interests `[Q, D]` in the dtype of the values."""
     offsets, query_offsets, cuts = (x.contiguous() for x in (offsets, query_offsets, cuts))
-    at = (query_offsets, cuts, planes, tau, last, _contiguous(ids))
-    return apply(_AttendAt, values, offsets, queries, *at)
+    at = (query_offsets, cuts, planes.detach(), tau, last, _contiguous(ids))
+    return apply(_AttendAt, values, offsets, queries.detach(), *at)
 
 
 def _contiguous(ids: Tensor | None) -> Tensor | None:
@@ -127,11 +128,8 @@ class _Read(torch.autograd.Function):
 class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, offsets: Tensor, *arguments: Any) -> Tensor:
-        queries, planes, tau, ids = arguments
-        keep = ctx.needs_input_grad[0]
-        interest, *kept = _hashtab.sdim_fused_attend(
-            values, offsets, queries, planes, tau, keep, ids
-        )
+        _, planes, tau, _, ids = arguments
+        interest, *kept = _hashtab.sdim_fused_attend(values, offsets, *arguments)
         ctx.save_for_backward(offsets, *kept, ids)
         ctx.code, ctx.items = (planes.shape[1] // tau, tau), values.shape[0]
         result: Tensor = interest
@@ -142,7 +140,7 @@ class _Attend(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         *kept, ids = ctx.saved_tensors
         grad = _hashtab.sdim_fused_attend_backward(grads[0], *kept, *ctx.code)
-        return _grad_of_values(grad, ids, ctx.items), *[None] * 5
+        return _grad_of_values(grad, ids, ctx.items), *[None] * 6
 
 
 class _AttendAt(torch.autograd.Function):
@@ -171,19 +169,6 @@ def _grad_of_values(grad: Tensor, ids: Tensor | None, items: int) -> Tensor:
     return result
 
 
-def _kernels(name: str) -> ModuleType:
-    from importlib import import_module
-
-    return import_module(f"hashtab.kernels.sdim.triton.{name}")
-
-
-def _encode(
-    values: Tensor, offsets: Tensor, planes: Tensor, tau: int, ids: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    result: tuple[Tensor, Tensor] = _kernels("encode").encode(values, offsets, planes, tau, ids)
-    return result
-
-
 def _encode_fake(
     values: Tensor, offsets: Tensor, planes: Tensor, tau: int, ids: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -201,22 +186,10 @@ def _packed(like: Tensor, rows: int, packing: Packing) -> Tensor:
     return like.new_empty(rows, packing.words, dtype=torch.int32)
 
 
-def _encode_backward(
-    grad_table: Tensor, offsets: Tensor, packed: Tensor, dtype: torch.dtype
-) -> Tensor:
-    grad: Tensor = _kernels("encode").encode_backward(grad_table, offsets, packed, dtype)
-    return grad
-
-
 def _encode_backward_fake(
     grad_table: Tensor, _offsets: Tensor, packed: Tensor, dtype: torch.dtype
 ) -> Tensor:
     return grad_table.new_empty(packed.shape[0], grad_table.shape[3], dtype=dtype)
-
-
-def _read(table: Tensor, queries: Tensor, planes: Tensor, tau: int) -> tuple[Tensor, Tensor]:
-    result: tuple[Tensor, Tensor] = _kernels("read").read(table, queries, planes, tau)
-    return result
 
 
 def _read_fake(table: Tensor, queries: Tensor, planes: Tensor, tau: int) -> tuple[Tensor, Tensor]:
@@ -225,28 +198,8 @@ def _read_fake(table: Tensor, queries: Tensor, planes: Tensor, tau: int) -> tupl
     return table.new_empty(queries.shape), _packed(table, rows, packing)
 
 
-def _read_backward(grad: Tensor, table: Tensor, packed: Tensor) -> Tensor:
-    grad_table: Tensor = _kernels("read").read_backward(grad, table, packed)
-    return grad_table
-
-
 def _read_backward_fake(_grad: Tensor, table: Tensor, _packed: Tensor) -> Tensor:
     return table.new_empty(table.shape)
-
-
-def _attend(
-    values: Tensor,
-    offsets: Tensor,
-    queries: Tensor,
-    planes: Tensor,
-    tau: int,
-    keep: bool,
-    ids: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    result: tuple[Tensor, Tensor, Tensor, Tensor] = _kernels("attend").attend(
-        values, offsets, queries, planes, tau, keep, ids
-    )
-    return result
 
 
 def _attend_fake(
@@ -269,40 +222,8 @@ def _attend_fake(
     )
 
 
-def _attend_backward(
-    grad: Tensor,
-    offsets: Tensor,
-    packed: Tensor,
-    query_packed: Tensor,
-    sums: Tensor,
-    groups: int,
-    tau: int,
-) -> Tensor:
-    grad_values: Tensor = _kernels("attend").attend_backward(
-        grad, sums, offsets, packed, query_packed, groups, tau
-    )
-    return grad_values
-
-
 def _attend_backward_fake(grad: Tensor, _offsets: Tensor, packed: Tensor, *_: Any) -> Tensor:
     return grad.new_empty(packed.shape[0], grad.shape[2])
-
-
-def _attend_at(
-    values: Tensor,
-    offsets: Tensor,
-    queries: Tensor,
-    query_offsets: Tensor,
-    cuts: Tensor,
-    planes: Tensor,
-    tau: int,
-    last: int | None,
-    ids: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    result: tuple[Tensor, Tensor, Tensor] = _kernels("attend_at").attend_at(
-        values, offsets, queries, query_offsets, cuts, planes, tau, last, ids
-    )
-    return result
 
 
 def _attend_at_fake(
@@ -324,41 +245,17 @@ def _attend_at_fake(
     )
 
 
-def _attend_at_backward(
-    grad: Tensor,
-    values: Tensor,
-    offsets: Tensor,
-    packed: Tensor,
-    query_packed: Tensor,
-    query_offsets: Tensor,
-    cuts: Tensor,
-    groups: int,
-    tau: int,
-    last: int | None,
-    ids: Tensor | None = None,
-) -> Tensor:
-    kept = (packed, query_packed, query_offsets, cuts)
-    grad_values: Tensor = _kernels("attend_at").attend_at_backward(
-        grad, values, offsets, *kept, groups, tau, last, ids
-    )
-    return grad_values
-
-
 def _attend_at_backward_fake(
     _grad: Tensor, values: Tensor, _offsets: Tensor, packed: Tensor, *_: Any
 ) -> Tensor:
     return values.new_empty(packed.shape[0], values.shape[1])
 
 
-def _sum_by_item(grads: Tensor, ids: Tensor, items: int) -> Tensor:
-    grad_values: Tensor = _kernels("items").sum_by_item(grads, ids, items)
-    return grad_values
-
-
 def _sum_by_item_fake(grads: Tensor, _ids: Tensor, items: int) -> Tensor:
     return grads.new_empty(items, grads.shape[1])
 
 
+_TRITON = "hashtab.kernels.sdim.triton"
 _HISTORY = "Tensor values, Tensor offsets"
 _CODES = "Tensor planes, int tau"
 _IDS = "Tensor? ids=None"
@@ -366,58 +263,58 @@ _IDS = "Tensor? ids=None"
 register(
     "sdim_fused_encode",
     f"({_HISTORY}, {_CODES}, {_IDS}) -> (Tensor, Tensor)",
-    _encode,
+    implemented_in(f"{_TRITON}.encode", "encode"),
     _encode_fake,
 )
 register(
     "sdim_fused_encode_backward",
     "(Tensor grad_table, Tensor offsets, Tensor packed, ScalarType dtype) -> Tensor",
-    _encode_backward,
+    implemented_in(f"{_TRITON}.encode", "encode_backward"),
     _encode_backward_fake,
 )
 register(
     "sdim_fused_read",
     f"(Tensor table, Tensor queries, {_CODES}) -> (Tensor, Tensor)",
-    _read,
+    implemented_in(f"{_TRITON}.read", "read"),
     _read_fake,
 )
 register(
     "sdim_fused_read_backward",
     "(Tensor grad, Tensor table, Tensor packed) -> Tensor",
-    _read_backward,
+    implemented_in(f"{_TRITON}.read", "read_backward"),
     _read_backward_fake,
 )
 register(
     "sdim_fused_attend",
     f"({_HISTORY}, Tensor queries, {_CODES}, bool keep, {_IDS}) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
-    _attend,
+    implemented_in(f"{_TRITON}.attend", "attend"),
     _attend_fake,
 )
 register(
     "sdim_fused_attend_backward",
     "(Tensor grad, Tensor offsets, Tensor packed, Tensor query_packed, Tensor sums, "
     "int groups, int tau) -> Tensor",
-    _attend_backward,
+    implemented_in(f"{_TRITON}.attend", "attend_backward"),
     _attend_backward_fake,
 )
 register(
     "sdim_fused_attend_at",
     f"({_HISTORY}, Tensor queries, Tensor query_offsets, Tensor cuts, {_CODES}, int? last, {_IDS}) "
     "-> (Tensor, Tensor, Tensor)",
-    _attend_at,
+    implemented_in(f"{_TRITON}.attend_at", "attend_at"),
     _attend_at_fake,
 )
 register(
     "sdim_fused_attend_at_backward",
     f"(Tensor grad, {_HISTORY}, Tensor packed, Tensor query_packed, "
     f"Tensor query_offsets, Tensor cuts, int groups, int tau, int? last, {_IDS}) -> Tensor",
-    _attend_at_backward,
+    implemented_in(f"{_TRITON}.attend_at", "attend_at_backward"),
     _attend_at_backward_fake,
 )
 register(
     "sdim_fused_sum_by_item",
     "(Tensor grads, Tensor ids, SymInt items) -> Tensor",
-    _sum_by_item,
+    implemented_in(f"{_TRITON}.items", "sum_by_item"),
     _sum_by_item_fake,
 )

@@ -2,9 +2,10 @@
  * other: a group's table stays in the first-level cache, the result does not depend on the number
  * of threads, and beside it a thread holds what is linear in the largest user only.
  *
- * Running sums are doubles. Only a sliding window takes rows out of them again, which leaves a trace
- * of rounding; zero rows are therefore never counted in, or a bucket that holds nothing else would
- * keep that trace and be scaled up to length one.
+ * Running sums of behaviours are doubles; gradients add up in their own type. Only a sliding window
+ * takes rows out of the sums again, which leaves a trace of rounding; zero rows are therefore never
+ * counted in, or a bucket that holds nothing else would keep that trace and be scaled up to length
+ * one.
  *
  * The second half is included twice, for float and for double.
  */

@@ -50,10 +50,10 @@ def read(table: Tensor, codes: Tensor) -> Tensor:
     return out
 
 
-def read_backward(grad: Tensor, table: Tensor, codes: Tensor, tau: int) -> Tensor:
+def read_backward(grad: Tensor, table: Tensor, codes: Tensor) -> Tensor:
     """Return the gradient of the table `[B, G, 2**tau, D]`."""
     users, groups, buckets, size = table.shape
-    out = table.new_empty(users, groups, 2**tau, size)
+    out = table.new_empty(table.shape)
     tensors = [grad, table, codes, out]
     shape = (users, codes.shape[1], groups, buckets, size)
     _call(f"sdim_read_backward_{native.SUFFIX[table.dtype]}", tensors, *shape)

@@ -90,10 +90,12 @@ def _read_fake(table: Tensor, codes: Tensor, _impl: str) -> Tensor:
     return table.new_empty(codes.shape[0], codes.shape[1], table.shape[3])
 
 
-def _read_backward(grad: Tensor, table: Tensor, codes: Tensor, tau: int, impl: str) -> Tensor:
+def _read_backward(grad: Tensor, table: Tensor, codes: Tensor, impl: str) -> Tensor:
     _check_read(table, codes)
-    implementation = _implementation(impl, table)
-    grad_table: Tensor = implementation.read_backward(grad, table, codes, tau)
+    shape = (*codes.shape[:2], table.shape[3])
+    if grad.shape != shape:
+        raise ValueError(f"grad must be of shape {shape}, got {tuple(grad.shape)}")
+    grad_table: Tensor = _implementation(impl, table).read_backward(grad, table, codes)
     return grad_table
 
 
@@ -190,7 +192,7 @@ register(
 register("sdim_read", "(Tensor table, Tensor codes, str impl) -> Tensor", _read, _read_fake)
 register(
     "sdim_read_backward",
-    "(Tensor grad, Tensor table, Tensor codes, int tau, str impl) -> Tensor",
+    "(Tensor grad, Tensor table, Tensor codes, str impl) -> Tensor",
     _read_backward,
     _read_backward_fake,
 )

@@ -50,7 +50,8 @@ class Packing(NamedTuple):
 
         Their products are of bfloat16, which Triton's interpreter cannot multiply, and of 16 groups
         at least; a program holds `walk_rows` of a table in registers, which on older GPUs spill, as
-        do many groups of wide rows, and with more than four walks masks are as fast.
+        do many groups of wide rows, and with more than four walks masks are as fast (for 320
+        queries a user of 2,048 behaviours with four already).
         """
         table, at_once = self.padded_rows, walk_rows(rows.shape[1])
         few = _FEW * -(-table // at_once)

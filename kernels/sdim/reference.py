@@ -71,15 +71,15 @@ def read(table: Tensor, codes: Tensor) -> Tensor:
     return (interest / codes.shape[2]).to(table.dtype)
 
 
-def read_backward(grad: Tensor, table: Tensor, codes: Tensor, tau: int) -> Tensor:
+def read_backward(grad: Tensor, table: Tensor, codes: Tensor) -> Tensor:
     """Return the gradient of the table `[B, G, 2**tau, D]`."""
-    users, candidates, groups = codes.shape
+    (users, candidates, groups), buckets = codes.shape, table.shape[2]
     user = torch.arange(users, device=table.device)[:, None].expand(users, candidates)
-    wanted = torch.arange(users * 2**tau, device=table.device)
+    wanted = torch.arange(users * buckets, device=table.device)
     out = torch.empty_like(table, memory_format=torch.contiguous_format)
     for g, code in enumerate(codes.long().unbind(2)):
         rows = _normalise_backward(grad.double() / groups, table[user, g, code].double())
-        runs = _Runs(rows.flatten(0, 1), (user * 2**tau + code).flatten())
+        runs = _Runs(rows.flatten(0, 1), (user * buckets + code).flatten())
         out[:, g] = runs.between(wanted, wanted + 1).view_as(out[:, g])
     return out
 

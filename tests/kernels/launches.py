@@ -3,14 +3,36 @@
 Tensors are on "meta": they have shapes and dtypes and no memory.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-_USERS, _ROWS = 1024, 1024 * 1000
+
+class Batch(NamedTuple):
+    """How much there is of what each batch has its own number of."""
+
+    users: int = 1024
+    rows: int = 1024 * 1000
+    requests: int = 320
+    candidates: int = 500
+
+
+_batch = Batch()
+
+
+@contextmanager
+def batches_of(batch: Batch) -> Iterator[None]:
+    """Make what is launched within of another size."""
+    global _batch
+    before, _batch = _batch, batch
+    try:
+        yield
+    finally:
+        _batch = before
 
 
 class Shape(NamedTuple):
@@ -44,7 +66,7 @@ class Shape(NamedTuple):
     @property
     def values(self) -> Tensor:
         """`[N, D]`."""
-        return torch.empty(_ROWS, self.size, dtype=self.dtype, device="meta")
+        return torch.empty(_batch.rows, self.size, dtype=self.dtype, device="meta")
 
     @property
     def planes(self) -> Tensor:
@@ -55,20 +77,21 @@ class Shape(NamedTuple):
     @property
     def offsets(self) -> Tensor:
         """`[B + 1]`."""
-        return torch.empty(_USERS + 1, dtype=torch.int64, device="meta")
+        return torch.empty(_batch.users + 1, dtype=torch.int64, device="meta")
 
     @property
     def ids(self) -> Tensor:
         """`[N]`, where `values` are a table."""
-        return torch.empty(_ROWS, dtype=torch.int64, device="meta")
+        return torch.empty(_batch.rows, dtype=torch.int64, device="meta")
 
     def candidates(self, count: int) -> Tensor:
         """`[B, C, D]`."""
-        return self.values.new_empty(_USERS, count, self.size)
+        return self.values.new_empty(_batch.users, count, self.size)
 
-    def requests(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    @property
+    def requests(self) -> tuple[Tensor, Tensor, Tensor]:
         """Queries `[Q, D]`, their offsets `[B + 1]` and cuts `[Q]`."""
-        queries = self.candidates(count).flatten(0, 1)
+        queries = self.candidates(_batch.requests).flatten(0, 1)
         return queries, self.offsets, self.offsets.new_empty(queries.shape[0])
 
 
@@ -93,8 +116,9 @@ def _encode(shape: Shape, by_id: bool = False) -> None:
 def _read(shape: Shape) -> None:
     from hashtab.kernels.sdim.triton import read
 
-    table = torch.empty(_USERS, shape.groups, 2**shape.tau, shape.size, device="meta")
-    interest, packed = read.read(table, shape.candidates(500), shape.planes, shape.tau)
+    table = torch.empty(_batch.users, shape.groups, 2**shape.tau, shape.size, device="meta")
+    queries = shape.candidates(_batch.candidates)
+    interest, packed = read.read(table, queries, shape.planes, shape.tau)
     read.read_backward(interest, table, packed)
 
 
@@ -107,7 +131,7 @@ def _attend(shape: Shape, candidates: int, by_id: bool = False) -> None:
         shape.values, shape.offsets, queries, shape.planes, shape.tau, True, ids
     )
     attend.attend_backward(
-        interest, sums, shape.offsets, packed, query_packed, shape.groups, shape.tau
+        interest, shape.offsets, packed, query_packed, sums, shape.groups, shape.tau
     )
 
 
@@ -115,7 +139,7 @@ def _attend_at(shape: Shape, last: int | None = None, by_id: bool = False) -> No
     from hashtab.kernels.sdim.triton import attend_at
 
     ids = shape.ids if by_id else None
-    queries, query_offsets, cuts = shape.requests(320)
+    queries, query_offsets, cuts = shape.requests
     history = (shape.values, shape.offsets)
     asked = (query_offsets, cuts)
     interest, packed, query_packed = attend_at.attend_at(
@@ -144,7 +168,7 @@ def _dense(shape: Shape) -> None:
 def _dense_at(shape: Shape, keys: bool = False) -> None:
     from hashtab.kernels.dense import triton as dense
 
-    asked, own = shape.requests(320), shape.values if keys else None
+    asked, own = shape.requests, shape.values if keys else None
     rest = (*asked, own, shape.values, shape.offsets, 0.1, None)
     interest, log_sums = dense.attend_at(*rest)
     dense.attend_at_backward(interest, interest, log_sums, *rest)
@@ -189,6 +213,7 @@ _SHAPES = {  # by compute capability; few, for a kernel takes a second
         Shape(torch.float32, 128, 3, 16),
         Shape(torch.float32, 256, 10, 64),
         Shape(torch.bfloat16, 16, 1, 1),
+        Shape(torch.bfloat16, 64, 2, 24),
         Shape(torch.bfloat16, 128, 1, 32),
         Shape(torch.float32, 8, 2, 32),
     ],

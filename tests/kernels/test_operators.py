@@ -1,6 +1,8 @@
 """The operators as torch sees them: registration, compilation, threads, autocast."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from hashtab.kernels import dense, sdim
 from hashtab.kernels.core.dispatch import Impl
+from hashtab.kernels.core.library import register
 from tests.kernels.histories import Histories
 from tests.tolerances import TOLERANCE
 
@@ -34,7 +37,7 @@ def test_sdim_operators_pass_opcheck(impl: Impl, dtype: torch.dtype) -> None:
     check(ops.sdim_encode, h.values, h.offsets, keys[0], tau, impl)
     check(ops.sdim_encode_backward, table, h.offsets, keys[0], impl)
     check(ops.sdim_read, table, candidates, impl)
-    check(ops.sdim_read_backward, torch.ones(3, 3, 8), table, candidates, tau, impl)
+    check(ops.sdim_read_backward, torch.ones(3, 3, 8), table, candidates, impl)
     walk = (h.values, h.offsets, *keys, h.query_offsets, h.cuts, tau)
     check(ops.sdim_attend_at, *walk, None, impl)
     check(ops.sdim_attend_at, *walk, 4, impl)
@@ -134,6 +137,32 @@ def test_operators_called_directly_refuse_codes_that_are_no_addresses() -> None:
             ops.sdim_encode(h.values, h.offsets, wrong, 3, "native")
     with pytest.raises(TypeError, match=r"codes must be int32, got torch\.int64"):
         ops.sdim_encode(h.values, h.offsets, keys.long(), 3, "native")
+    table = sdim.encode(h.values, h.offsets, h.planes, 3)
+    candidates = sdim.codes(h.queries, h.planes, 3).view(3, 3, 4)
+    with pytest.raises(ValueError, match=r"grad must be of shape \(3, 3, 8\), got \(3, 2, 8\)"):
+        ops.sdim_read_backward(torch.ones(3, 2, 8), table, candidates, "native")
+
+
+def test_kernels_are_launched_on_the_gpu_of_the_first_tensor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    current = [torch.device("cuda", 0)]
+
+    @contextmanager
+    def device(chosen: torch.device) -> Iterator[None]:
+        current.append(chosen)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    registered: dict[str, Callable[..., object]] = {}
+    monkeypatch.setattr(torch.library, "define", lambda *_, **__: None)
+    monkeypatch.setattr(torch.library, "register_fake", lambda *_: None)
+    monkeypatch.setattr(torch.library, "impl", lambda _, kind, f: registered.update({kind: f}))
+    register("where", "(Tensor x, int y) -> Tensor", lambda _, y: (current[-1], y), lambda *_: None)
+    other = torch.device("cuda", 1)
+    assert registered["cuda"](SimpleNamespace(device=other), 3) == (other, 3)
+    assert current == [torch.device("cuda", 0)]
 
 
 def test_the_number_of_threads_changes_no_bit() -> None:

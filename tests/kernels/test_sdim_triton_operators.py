@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hashtab.kernels import sdim
+from hashtab.kernels import dense, sdim
 from hashtab.kernels.sdim.api import Impl
 from tests.kernels import fused
 from tests.kernels.fence import Fence
@@ -32,6 +32,7 @@ from tests.kernels.fused import (
     strided,
     upstream,
     with_gradient,
+    with_queries,
 )
 from tests.kernels.histories import Histories
 
@@ -100,6 +101,17 @@ def test_attend_gives_the_same_bits_where_nothing_is_kept(size: int, groups: int
     assert torch.equal(found, attend(h, 3, "triton")[0])
 
 
+def test_nothing_is_kept_for_a_backward_that_cannot_come() -> None:
+    h = draw([40, 0, 7], SMALL, queries=QUERIES)
+    for trained, gradients in ((False, True), (True, False), (True, True)):
+        h.values.requires_grad_(trained)
+        with Recorder() as recorder, torch.set_grad_enabled(gradients):
+            sdim.attend(h.values, h.offsets, candidates(h), h.planes, 3, impl="triton")
+        ((func, arguments),) = recorder.calls
+        given = dict(zip((a.name for a in func._schema.arguments), arguments, strict=False))
+        assert given["keep"] == (trained and gradients)
+
+
 def test_operators_pass_opcheck() -> None:
     h, tau = draw([0, 5, 17], SMALL, queries=QUERIES), 3
     h = replace(h, values=h.values.t().contiguous().t())
@@ -108,6 +120,25 @@ def test_operators_pass_opcheck() -> None:
             operator(h, tau, "triton")
         sdim.attend(h.values, h.offsets, candidates(h), h.planes, tau, impl="triton")
     assert {func._schema.name.split("::")[1] for func, _ in recorder.calls} == NAMES
+    for func, arguments in recorder.calls:
+        torch.library.opcheck(func, arguments)
+
+
+def test_operators_pass_opcheck_with_groups_that_are_padded() -> None:
+    h = draw([2, 17], Case(torch.float32, 8, 3, 33), queries=QUERIES)
+    with Recorder() as recorder:
+        attend_at(h, 3, "triton")
+        attend(h, 3, "triton")
+    for func, arguments in recorder.calls:
+        torch.library.opcheck(func, arguments)
+
+
+def test_operators_pass_opcheck_without_behaviours_or_candidates() -> None:
+    case = Case(torch.float16, 8, 6, 2)
+    with Recorder() as recorder:
+        attend(draw([0, 0], case, queries=40), 6, "triton")
+        attend_at(draw([0, 0], case, queries=40), 6, "triton")
+        attend_at(with_queries([3, 2], [0, 0], case), 6, "triton")
     for func, arguments in recorder.calls:
         torch.library.opcheck(func, arguments)
 
@@ -134,6 +165,40 @@ def test_compiles_once_without_graph_breaks_forward_and_backward() -> None:
         h = draw(lengths, SMALL, queries=queries)
         with torch.compiler.set_stance(stance):
             assert_same_bits(gradient_of(compiled, h), gradient_of(all_operators, h))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inside torch's compiler
+@pytest.mark.parametrize("impl", ["native", "triton"] if not GPU else ["triton"])
+def test_one_tensor_in_several_places_compiles(impl: Impl) -> None:
+    h = draw([2, 5, 17], SMALL)
+
+    def own_past(values: Tensor, h: Histories) -> Tensor:
+        cuts = torch.cat([torch.arange(n, device=DEVICE) for n in (2, 5, 17)])
+        asked = (h.offsets, values, h.offsets, cuts)
+        found = sdim.attend_at(values, *asked, h.planes, 3, impl=impl)
+        return found + dense.target_attention_at(
+            values, h.offsets, cuts, values, h.offsets, impl="triton"
+        )
+
+    compiled = torch.compile(own_past, fullgraph=True, backend="aot_eager")
+    assert_same_bits(gradient_of(compiled, h), gradient_of(own_past, h))
+
+
+@pytest.mark.parametrize("name", ["encode", "read", "attend", "attend_at"])
+def test_candidates_and_planes_get_no_gradient(name: str) -> None:
+    h = draw([2, 5, 17], SMALL)
+    queries, planes = (x.requires_grad_() for x in (candidates(h), h.planes))
+    flat = queries.flatten(0, 1)
+    table = sdim.encode(h.values, h.offsets, planes, 3, impl="triton")
+    interest = {
+        "encode": lambda: table,
+        "read": lambda: sdim.read(table, queries, planes, 3, impl="triton"),
+        "attend": lambda: sdim.attend(h.values, h.offsets, queries, planes, 3, impl="triton"),
+        "attend_at": lambda: sdim.attend_at(
+            h.values, h.offsets, flat, h.query_offsets, h.cuts, planes, 3, impl="triton"
+        ),
+    }[name]()
+    assert not interest.requires_grad
 
 
 @pytest.mark.parametrize("name", ["encode", "read", "attend", "attend_at"])

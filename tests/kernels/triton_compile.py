@@ -22,7 +22,7 @@ from tests.kernels.machine_code import disassembled, lost_registers, overwritten
 
 if TYPE_CHECKING:
     from hashtab.kernels.core.tuning import LaunchShape
-    from tests.kernels.launches import Shape
+    from tests.kernels.launches import Batch, Shape
 
 _RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)")
 _DOT = re.compile(
@@ -116,10 +116,7 @@ def _compiling(capability: int) -> Iterator[list[Any]]:
     of a launch, so they may be tensors on "meta": of any size, without memory, and an error where
     host code would wait for their content.
     """
-    from triton.runtime.driver import driver
     from triton.runtime.jit import JITFunction
-
-    from hashtab.kernels.core import dispatch, tuning  # imports Triton, by way of torch
 
     found: dict[str, Any] = {}
     run = JITFunction.run
@@ -130,14 +127,23 @@ def _compiling(capability: int) -> Iterator[list[Any]]:
         return compiled
 
     kernels: list[Any] = []
-    driver.set_active(_NoDevice(capability))
-    found_capability = mock.patch.object(
-        dispatch, "capability", return_value=divmod(capability, 10)
-    )
-    measured = mock.patch.object(tuning, "gpu_name", return_value=_GPUS.get(capability, ""))
-    with mock.patch.object(JITFunction, "run", compile_only), found_capability, measured:
+    with mock.patch.object(JITFunction, "run", compile_only), _no_device(capability):
         yield kernels
     kernels.extend(found.values())
+
+
+@contextmanager
+def _no_device(capability: int) -> Iterator[None]:
+    """Have host code take a GPU for there whose measured launch shapes are known."""
+    from triton.runtime.driver import driver
+
+    from hashtab.kernels.core import dispatch, tuning  # imports Triton, by way of torch
+
+    driver.set_active(_NoDevice(capability))
+    found = mock.patch.object(dispatch, "capability", return_value=divmod(capability, 10))
+    measured = mock.patch.object(tuning, "gpu_name", return_value=_GPUS.get(capability, ""))
+    with found, measured:
+        yield
 
 
 def asked_for(capability: int, shapes: list["Shape"]) -> dict[str, "LaunchShape"]:
@@ -160,6 +166,32 @@ def asked_for(capability: int, shapes: list["Shape"]) -> dict[str, "LaunchShape"
             for launch in SDIM.values():
                 launch(shape)
     return record
+
+
+def variants(capability: int, case: str, batch: "Batch") -> set[str]:
+    """Return what a case would have Triton compile for a batch of this size, told by its keys.
+
+    Nothing is compiled, so this takes no time.
+    """
+    from triton.runtime.jit import JITFunction
+
+    from tests.kernels.launches import batches_of, launches
+
+    found: set[str] = set()
+
+    def compile_nothing(self: Any, key: str, *_: Any) -> None:
+        found.add(f"{self.fn.__name__} {key}")
+
+    run = JITFunction.run
+
+    def look_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        return run(self, *args, grid=grid, warmup=True, **kwargs)
+
+    compiler = mock.patch.object(JITFunction, "_do_compile", compile_nothing)
+    launcher = mock.patch.object(JITFunction, "run", look_only)
+    with compiler, launcher, _no_device(capability), batches_of(batch):
+        launches(capability)[case]()
+    return found
 
 
 def use_compiler(cache: str) -> None:

@@ -183,7 +183,7 @@ def _attend(
         tl.store(target + within, sums_t, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _finish(
     offsets,
     partial,
@@ -384,10 +384,10 @@ def attend(
 
 def attend_backward(
     grad: Tensor,
-    sums: Tensor,
     offsets: Tensor,
     packed: Tensor,
     query_packed: Tensor,
+    sums: Tensor,
     groups: int,
     tau: int,
 ) -> Tensor:
@@ -397,10 +397,8 @@ def attend_backward(
     at_once = _candidates_at_once(candidates, packing.padded_groups, grad)
     # Several rounds of candidates add up in float32.
     out = grad.new_empty(rows, size, dtype=grad.dtype if candidates <= at_once else torch.float32)
-    if out.numel() == 0:
-        return out
-    if candidates == 0:
-        return out.zero_()
+    if out.numel() == 0 or candidates == 0:
+        return out.zero_().to(grad.dtype)
     _attend_backward[(slots(users, rows, TILE),)](
         grad.contiguous(),
         sums,

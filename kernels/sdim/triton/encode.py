@@ -128,7 +128,7 @@ def _encode(
     store_rows(target, first_line + tl.arange(0, COLUMNS), lines, sums, size, SIZE)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _add_pieces(offsets, partial, table, rows, width, TILE: tl.constexpr, BLOCK: tl.constexpr):
     """Add the pieces of a user who has several."""
     user = tl.program_id(0).to(tl.int64)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hashtab.kernels.core import dispatch
 from hashtab.kernels.core.dispatch import interpreted
+from hashtab.kernels.core.tiles import UNSPECIALIZED
 from hashtab.kernels.core.tuning import LaunchShape, launch_shape
 from hashtab.kernels.sdim.packing import Packing
 from hashtab.kernels.sdim.triton.rows import load_behaviours, padded_size
@@ -236,14 +237,13 @@ def load_wanted(
     return tl.where(valid, codes, -1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _hash(
     x,
     ids,
     items,
     prepared,
-    packed,
-    codes,
+    out,
     rows,
     size: tl.constexpr,
     groups: tl.constexpr,
@@ -290,12 +290,12 @@ def _hash(
             word = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
             address = (begin + row)[:, None] * WORDS + word[None, :]
             mask = (row < length)[:, None] & (word < WORDS)[None, :]
-            tl.store(packed + address, pack(found, LENGTH, GROUPS, BITS), mask=mask)
+            tl.store(out + address, pack(found, LENGTH, GROUPS, BITS), mask=mask)
         else:
             group = first_group + tl.arange(0, GROUPS)
             address = (begin + row)[:, None] * groups + group[None, :]
             mask = (row < length)[:, None] & (group < groups)[None, :]
-            tl.store(codes + address, found, mask=mask)
+            tl.store(out + address, found, mask=mask)
 
 
 def hashes_within(packing: Packing, rows: Tensor) -> bool:
@@ -350,7 +350,7 @@ def pack_codes(
     packing = Packing(tau, planes.shape[1] // tau)
     rows = (x if ids is None else ids).shape[0]
     packed = torch.empty(rows, packing.words, dtype=torch.int32, device=x.device)
-    _launch(x, ids, planes, packing, prepared, packed=packed, codes=packed)
+    _launch(x, ids, planes, packing, prepared, packed)
     return packed
 
 
@@ -358,7 +358,7 @@ def codes(x: Tensor, planes: Tensor, tau: int) -> Tensor:
     """Return the bucket of each row in each group, `[N, G]` int32."""
     packing = Packing(tau, planes.shape[1] // tau)
     found = torch.empty(x.shape[0], packing.groups, dtype=torch.int32, device=x.device)
-    _launch(x, None, planes, packing, None, packed=None, codes=found)
+    _launch(x, None, planes, packing, None, found, packed=False)
     return found
 
 
@@ -368,11 +368,10 @@ def _launch(
     planes: Tensor,
     packing: Packing,
     prepared: Tensor | None,
-    *,
-    packed: Tensor | None,
-    codes: Tensor,
+    out: Tensor,
+    packed: bool = True,
 ) -> None:
-    rows, size = codes.shape[0], x.shape[1]
+    rows, size = out.shape[0], x.shape[1]
     if rows == 0:
         return
     exact = x.dtype == torch.float32
@@ -381,13 +380,13 @@ def _launch(
     products = products_of(planes, x.dtype)
     shape = _shape(x, groups * packing.bits, products)
     tile = shape["LENGTH"] * (8 if rows > _MANY else 1)
-    _hash[triton.cdiv(rows, tile), triton.cdiv(packing.groups, groups)](
+    written = packing.padded_groups if packed else packing.groups
+    _hash[triton.cdiv(rows, tile), triton.cdiv(written, groups)](
         x.contiguous(),
         ids,
         x.shape[0],
         prepare(planes, packing, x.dtype) if prepared is None else prepared,
-        packed if packed is not None else codes,
-        codes,
+        out,
         rows,
         size,
         packing.groups,
@@ -397,7 +396,7 @@ def _launch(
         WORDS=packing.words,
         SIZE=padded_size(size),
         TILE=tile,
-        PACKED=packed is not None,
+        PACKED=packed,
         PRODUCTS=products,
         EXACT=interpreted(),
         **shape,

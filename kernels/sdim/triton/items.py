@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hashtab.kernels.core.tiles import span
+from hashtab.kernels.core.tiles import UNSPECIALIZED, span
 from hashtab.kernels.sdim.triton.rows import padded_size
 from hashtab.kernels.sdim.triton.sums import partial_of, partial_sums, sum_of_pieces
 
@@ -52,7 +52,7 @@ def _sum_rows(
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _sum_short_runs(
     grads,
     order,
@@ -99,7 +99,7 @@ def _long_piece(ids, bounds, rows, TILE: tl.constexpr):
     return item, begin, tl.where(missing, begin, end), first
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _sum_pieces(
     grads,
     order,
@@ -123,7 +123,7 @@ def _sum_pieces(
     tl.store(target + one[:, None] + column[None, :], total, mask=(column < size)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _add_pieces(
     ids,
     bounds,

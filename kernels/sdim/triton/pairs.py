@@ -4,7 +4,7 @@ A mask says which behaviours share a query's codes: these are spread over column
 groups, and compared with the queries'.
 
 Time grows with queries times behaviours, as exact attention's does, but for any number of buckets;
-`walk.py` is for tables that fit into a program. A program takes some queries of a user.
+`walk.py` is for tables that fit into four programs. A program takes some queries of a user.
 """
 
 import torch

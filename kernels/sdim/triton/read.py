@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hashtab.kernels.core import dispatch
 from hashtab.kernels.core.dispatch import interpreted
+from hashtab.kernels.core.tiles import UNSPECIALIZED
 from hashtab.kernels.core.tuning import LaunchShape, launch_shape
 from hashtab.kernels.sdim.packing import Packing
 from hashtab.kernels.sdim.triton.hashing import (
@@ -43,7 +44,7 @@ from hashtab.kernels.sdim.triton.sums import (
 _PROGRAMS = 132 * 4
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _read_small(
     table,
     queries,
@@ -91,7 +92,7 @@ def _read_small(
         store_rows(interest, row, length, collect(member, unit, PARTS), size, SIZE)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _read_large(
     table,
     packed,
@@ -127,7 +128,7 @@ def _read_large(
     store_rows(target, row, candidates - first, mean / groups, size, SIZE)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _read_backward(
     grad,
     table,

@@ -209,7 +209,7 @@ def _table_before(
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=[*UNSPECIALIZED, "last"])
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _walk(
     values,
     ids,
@@ -331,7 +331,7 @@ def _walk(
         start = stop
 
 
-@triton.jit(do_not_specialize=[*UNSPECIALIZED, "last"])
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _walk_back(
     grad,
     values,
@@ -550,7 +550,7 @@ def _store_gradients(
     tl.store(target, found_t, mask=there[None, :] & within)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def _accumulate(
     offsets, tables, rows, width, TILE: tl.constexpr, BLOCK: tl.constexpr, REVERSE: tl.constexpr
 ):
@@ -696,9 +696,12 @@ def _code(packing: Packing, size: int, share: _Share, limited: bool) -> dict[str
 
 def _shape(values: Tensor, packing: Packing, *, back: bool, limited: bool) -> LaunchShape:
     size, table = values.shape[1], min(packing.padded_rows, walk_rows(values.shape[1]))
-    # Of 64 rows for many groups 8 warps take more descriptors forward than ptxas (CUDA 12.8) holds.
-    few = not back and packing.padded_groups > 16 and table <= 64
-    rule = {"LENGTH": 16 if back and limited else 32, "num_warps": 4 if size <= 64 or few else 8}
+    # For many groups 4 warps spill backward; and of 64 rows 8 warps take more descriptors forward
+    # than ptxas (CUDA 12.8) holds.
+    few = size <= 64
+    if packing.padded_groups > 16:
+        few = not back and (few or table <= 64)
+    rule = {"LENGTH": 16 if back and limited else 32, "num_warps": 4 if few else 8}
     name = ("walk_back" if back else "walk") + (" the last" if limited else "")
     sizes = (padded_size(size), table, packing.padded_groups)
     return launch_shape(name, values.device, values.dtype, *sizes, rule=rule)
