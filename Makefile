@@ -37,7 +37,9 @@ $(STAMP): pyproject.toml
 		|| { echo "hashtab needs CPython 3.11 to 3.13: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev,demo]'
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[dev,demo]'
+	@# On all cores, which pip does not: of what is for newer Pythons, nothing is said.
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	@touch $@
 
 clean:

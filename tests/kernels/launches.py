@@ -59,11 +59,6 @@ class Shape(NamedTuple):
         return f"{rows}, planes of {_name(self.planes_dtype)}"
 
     @property
-    def usual(self) -> bool:
-        """Whether codes are those of the paper: gathering by id does not depend on others."""
-        return self[2:] == (3, 16, torch.float32)
-
-    @property
     def values(self) -> Tensor:
         """`[N, D]`."""
         return torch.empty(_batch.rows, self.size, dtype=self.dtype, device="meta")
@@ -213,9 +208,27 @@ _SHAPES = {  # by compute capability; few, for a kernel takes a second
         Shape(torch.float32, 128, 3, 16),
         Shape(torch.float32, 256, 10, 64),
         Shape(torch.bfloat16, 16, 1, 1),
-        Shape(torch.bfloat16, 64, 2, 24),
         Shape(torch.bfloat16, 128, 1, 32),
         Shape(torch.float32, 8, 2, 32),
+    ],
+}
+# By id behaviours are loaded otherwise, whatever their codes.
+_GATHERED = {
+    80: [Shape(torch.bfloat16, 64, 3, 16)],
+    90: [
+        Shape(torch.bfloat16, 64, 3, 16),
+        Shape(torch.bfloat16, 128, 3, 16),
+        Shape(torch.float32, 128, 3, 16),
+    ],
+}
+# What spilled where all else did not.
+_ALONE = {
+    80: [("encode", Shape(torch.bfloat16, 128, 1, 64))],
+    90: [
+        ("read", Shape(torch.bfloat16, 64, 2, 24)),
+        ("attend_at", Shape(torch.bfloat16, 64, 2, 24)),
+        ("attend_at the last", Shape(torch.bfloat16, 64, 2, 24)),
+        ("attend to many", Shape(torch.bfloat16, 256, 1, 64)),
     ],
 }
 FAULTY = "greedy"
@@ -232,9 +245,11 @@ def launches(capability: int) -> dict[str, Callable[[], object]]:
     found: dict[str, Callable[[], object]] = {FAULTY: _greedy}
     rows = set()
     for shape in _SHAPES[capability]:
-        operators = {**SDIM, **(_BY_ID if shape.usual else {})}
+        operators = {**SDIM, **(_BY_ID if shape in _GATHERED[capability] else {})}
         if shape[:2] not in rows:
             operators |= _WITHOUT_CODES
         rows.add(shape[:2])
         found |= {f"{name} {shape}": partial(launch, shape) for name, launch in operators.items()}
+    for name, shape in _ALONE[capability]:
+        found[f"{name} {shape}"] = partial(SDIM[name], shape)
     return found

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from multiprocessing import get_context
 from multiprocessing.pool import AsyncResult
 from typing import Any
@@ -26,15 +27,24 @@ Results = dict[tuple[int, str], AsyncResult[list[Compiled]]]
 def results(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Results]:
-    """Compile for the tests that were asked for, in two processes and ahead of them."""
+    """Compile for the tests that were asked for, in two processes and ahead of them.
+
+    Cases of one shape, which share kernels, go to one process.
+    """
     cache = str(tmp_path_factory.mktemp("triton"))
-    with get_context("spawn").Pool(2, use_compiler, (cache,)) as pool:
-        found: Results = {}
+    with ExitStack() as opened:
+        pools = [
+            opened.enter_context(get_context("spawn").Pool(1, use_compiler, (cache,)))
+            for _ in range(2)
+        ]
+        found, numbers = Results(), dict[tuple[int, str], int]()
         for item in request.session.items:
             if isinstance(item, pytest.Function) and item.path == request.path:
                 wanted: dict[str, Any] = item.callspec.params
-                key = wanted["capability"], wanted["case"]
-                found[key] = pool.apply_async(compiled_by, key)
+                capability, case = wanted["capability"], wanted["case"]
+                number = numbers.setdefault((capability, case.partition("float")[2]), len(numbers))
+                pool = pools[number % 2]
+                found[capability, case] = pool.apply_async(compiled_by, (capability, case))
         yield found
 
 

@@ -33,7 +33,7 @@ _DOT = re.compile(
 
 # Looking at machine code takes half a second: it is done where products take many descriptors, and
 # at walks, whose loops have branches; and only at the products that are made asynchronously.
-_MANY_GROUPS = re.compile(r" (32|64)x\d")
+_MANY_GROUPS = re.compile(r" (24|32|64)x\d")
 _GPUS = {90: "NVIDIA H200"}  # whose measured launch shapes are compiled, by compute capability
 
 

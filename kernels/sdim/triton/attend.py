@@ -446,9 +446,11 @@ def _forward_shape(values: Tensor, columns: int, hashed: int) -> LaunchShape:
 
 def _backward_shape(grad: Tensor, columns: int) -> LaunchShape:
     size, older = grad.shape[2], dispatch.before_hopper(grad)
-    wide = size > 128 or (size > 64 and grad.dtype == torch.float32)
+    exact = grad.dtype == torch.float32
+    wide = size > 128 or (size > 64 and exact)
+    few = 32 if exact or older or columns <= 32 else 64  # of many columns fewer rows spill
     rule = {
-        "LENGTH": 32 if size > 128 else 64 if older and size > 64 else 128,
+        "LENGTH": few if size > 128 else 64 if older and size > 64 else 128,
         "STAGES": 1 if size > 128 or older else 3,
         "num_warps": 8 if wide or size * columns > 4096 else 4,
     }

@@ -382,6 +382,7 @@ def _shape(values: Tensor, packing: Packing, products: int) -> LaunchShape:
     exact = values.dtype == torch.float32
     if older:
         rule = {"LENGTH": 32 if exact or size > 128 else 64, "STAGES": 2, "num_warps": 8}
+        rule |= fewer_rows(packing)
     elif exact:
         warps = 8 if 32 < size <= 64 or size > 128 else 4
         rule = {"LENGTH": 128 if size <= 64 else 64, "STAGES": 1, "num_warps": warps}

@@ -238,6 +238,8 @@ def _shape(queries: Tensor, packing: Packing, products: int) -> LaunchShape:
     rule = {"LENGTH": 128 if not exact and size <= 128 else 32, "STAGES": 1, "num_warps": 8}
     if size <= 64:
         rule = {"LENGTH": 128, "STAGES": 2 if exact and size > 32 else 1, "num_warps": 4}
+        if not exact and packing.padded_groups > 16:  # more rows spill
+            rule["LENGTH"] = 64
     sizes = (padded_size(size), packing.padded_rows, spread_groups(packing), products)
     return launch_shape("read", queries.device, queries.dtype, *sizes, rule=rule)
 

@@ -49,9 +49,10 @@ def spread_groups(packing: Packing) -> int:
 
 
 def fewer_rows(packing: Packing) -> LaunchShape:
-    """Return how many rows a tile of float32 has if its products take many descriptors.
+    """Return how many rows a tile of float32 (on older GPUs, any) has for codes of many groups.
 
-    With more rows ptxas (CUDA 12.8) makes some of these from a register that it never wrote.
+    With more rows ptxas (CUDA 12.8) makes descriptors of products from a register that it never
+    wrote; older GPUs, which have none, spill.
     """
     return {"LENGTH": 32} if packing.padded_groups > 16 else {}
 
