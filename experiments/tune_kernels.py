@@ -38,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from experiments.sdim_benchmark.clock import Clock
 from hashtab.kernels import sdim
 from hashtab.kernels.core import tuning
-from hashtab.kernels.core.tuning import LaunchShape
+from hashtab.kernels.core.tuning import Asked, LaunchShape
 
 _GAIN = 0.95  # of the rule's time, that a shape must undercut in the mean of all that ask
 _LOSS = 1.02  # of the rule's time, that it may take of any
@@ -131,9 +131,11 @@ def _passes(name: str, forward: Callable[[], Tensor], leaf: Tensor) -> Iterator[
     yield Call(f"{name} backward", backward)
 
 
-def neighbours(rule: LaunchShape) -> list[LaunchShape]:
-    """Return the rule and other shapes near it."""
-    lengths = sorted({max(16, rule["LENGTH"] // 2), rule["LENGTH"], min(256, 2 * rule["LENGTH"])})
+def neighbours(asked: Asked) -> list[LaunchShape]:
+    """Return the rule and other shapes near it, of tiles that may be measured."""
+    rule, (least, most) = asked
+    length = rule["LENGTH"]
+    lengths = sorted({max(least, length // 2), length, min(most, 2 * length)})
     stages = (
         [rule["STAGES"] + d for d in (-1, 0, 1) if rule["STAGES"] + d > 0]
         if "STAGES" in rule
@@ -176,7 +178,7 @@ class Wish:
     index: int  # of CASES
     call: str
     case: str
-    rule: LaunchShape
+    asked: Asked
 
 
 def wishes(index: int) -> list[Wish]:
@@ -185,7 +187,7 @@ def wishes(index: int) -> list[Wish]:
     for call in calls(CASES[index], torch.device("cuda")):
         with tuning.asked() as record:
             call.run()
-        found += [Wish(index, call.name, case, rule) for case, rule in record.items()]
+        found += [Wish(index, call.name, case, asked) for case, asked in record.items()]
     return found
 
 
@@ -205,7 +207,7 @@ def compiled_wishes(pool: ProcessPoolExecutor) -> dict[str, list[Wish]]:
     for index, wanted in enumerate(pool.map(wishes, range(len(CASES)))):
         for wish in wanted:
             found.setdefault(wish.case, []).append(wish)
-        tries = [(wish, shape) for wish in wanted for shape in neighbours(wish.rule)]
+        tries = [(wish, shape) for wish in wanted for shape in neighbours(wish.asked)]
         shares = (tries[first::_PROCESSES] for first in range(_PROCESSES))
         waiting += [pool.submit(compile_share, index, share) for share in shares]
     for count, future in enumerate(as_completed(waiting), 1):
@@ -228,18 +230,16 @@ def tune(device: torch.device, wanted: dict[str, list[Wish]]) -> dict[str, Any]:
     every = [{call.name: call for call in calls(case, device)} for case in CASES]
     found = {
         case: best_shape(
-            [every[wish.index][wish.call] for wish in asking], clock, case, asking[0].rule
+            [every[wish.index][wish.call] for wish in asking], clock, case, asking[0].asked
         )
         for case, asking in wanted.items()
     }
     return {case: entry for case, entry in found.items() if entry}
 
 
-def best_shape(
-    asking: list[Call], clock: Clock, case: str, rule: LaunchShape
-) -> dict[str, Any] | None:
+def best_shape(asking: list[Call], clock: Clock, case: str, asked: Asked) -> dict[str, Any] | None:
     """Return the shape that is best for all calls that ask for a case, None if that is the rule."""
-    shapes = neighbours(rule)
+    shapes = neighbours(asked)
     times = [_relative_times(call, clock, case, shapes) for call in asking]
     means = {
         number: fmean(shares)

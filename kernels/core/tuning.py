@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -18,11 +19,30 @@ from hashtab.kernels.core.dispatch import interpreted
 LaunchShape = dict[str, int]
 
 FOLDER = Path(__file__).parent / "tuned"
-_asked: list[dict[str, LaunchShape]] = []
+
+
+class Asked(NamedTuple):
+    """What a kernel says of a case.
+
+    Attributes:
+        rule: the shape where none was measured.
+        lengths: the least and the most rows of a tile that compilers are known to get right.
+    """
+
+    rule: LaunchShape
+    lengths: tuple[int, int] = (16, 256)
+
+
+_asked: list[dict[str, Asked]] = []
 
 
 def launch_shape(
-    kernel: str, device: torch.device, dtype: torch.dtype, *sizes: int, rule: LaunchShape
+    kernel: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    *sizes: int,
+    rule: LaunchShape,
+    lengths: tuple[int, int] = (16, 256),
 ) -> LaunchShape:
     """Return the launch shape of a kernel.
 
@@ -32,12 +52,13 @@ def launch_shape(
         dtype: of the rows that it reads or writes.
         sizes: what else its best shape depends on.
         rule: the shape where none was measured.
+        lengths: rows of a tile that may be measured, least and most.
     """
     if interpreted():
         return {"LENGTH": 16, "num_warps": 4} | ({"STAGES": 1} if "STAGES" in rule else {})
     case = f"{kernel} {str(dtype).removeprefix('torch.')} {' '.join(map(str, sizes))}"
     for record in _asked:
-        record[case] = rule
+        record[case] = Asked(rule, lengths)
     return measured(gpu_name(device)).get(case, rule)
 
 
@@ -66,9 +87,9 @@ def _tables() -> dict[str, dict[str, LaunchShape]]:
 
 
 @contextmanager
-def asked() -> Iterator[dict[str, LaunchShape]]:
-    """Collect what kernels ask for within: each case, and what its rule says."""
-    record: dict[str, LaunchShape] = {}
+def asked() -> Iterator[dict[str, Asked]]:
+    """Collect what kernels ask for within, by case."""
+    record: dict[str, Asked] = {}
     _asked.append(record)
     try:
         yield record

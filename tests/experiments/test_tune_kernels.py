@@ -10,7 +10,7 @@ import torch
 from experiments import tune_kernels
 from experiments.tune_kernels import Call, neighbours
 from hashtab.kernels.core import tuning
-from hashtab.kernels.core.tuning import LaunchShape
+from hashtab.kernels.core.tuning import Asked, LaunchShape
 
 RULE = {"LENGTH": 64, "STAGES": 2, "num_warps": 4}
 CASE = "kernel float32 64"
@@ -22,7 +22,7 @@ def test_neighbours_begin_with_the_rule_and_are_shapes_that_triton_takes() -> No
         {"LENGTH": 16, "num_warps": 8},
         {"LENGTH": 256, "STAGES": 1, "num_warps": 4},
     ):
-        first, *others = neighbours(rule)
+        first, *others = neighbours(Asked(rule))
         assert first == rule
         assert others
         for shape in others:
@@ -30,6 +30,11 @@ def test_neighbours_begin_with_the_rule_and_are_shapes_that_triton_takes() -> No
             assert set(shape) == set(rule)
             assert 16 <= shape["LENGTH"] <= 256
             assert shape.get("STAGES", 1) > 0
+
+
+def test_neighbours_have_no_more_or_fewer_rows_than_a_kernel_allows() -> None:
+    assert {shape["LENGTH"] for shape in neighbours(Asked(RULE, (64, 64)))} == {64}
+    assert {shape["LENGTH"] for shape in neighbours(Asked(RULE, (64, 256)))} == {64, 128}
 
 
 @pytest.fixture
@@ -62,11 +67,11 @@ def test_the_shape_is_kept_that_is_best_for_all_and_gives_the_same(
     clock: Any = SimpleNamespace(time=time, device=torch.device("meta"))
     one, two = Call("one", run), Call("two", also_run)
     third, short = {**RULE, "STAGES": 3}, {**RULE, "LENGTH": 32}
-    found = tune_kernels.best_shape([one], clock, CASE, RULE)
+    found = tune_kernels.best_shape([one], clock, CASE, Asked(RULE))
     assert found == {"shape": third, "share_of_rule": round(1 / 64, 3)}
-    found = tune_kernels.best_shape([one, two], clock, CASE, RULE)
+    found = tune_kernels.best_shape([one, two], clock, CASE, Asked(RULE))
     assert found == {"shape": short, "share_of_rule": 0.75}
-    assert tune_kernels.best_shape([two], clock, CASE, RULE) is None
+    assert tune_kernels.best_shape([two], clock, CASE, Asked(RULE)) is None
     assert asked() == RULE
 
 

@@ -195,6 +195,17 @@ def test_the_same_bits_twice_and_whoever_else_is_there(
         assert torch.equal(whole[before:], part)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # numpy's, of the interpreter
+def test_what_is_not_finite_stays_with_its_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "upstream", same_for_users(5))
+    h = draw([20, 30, 20], torch.float32)
+    expected = attend(h, "triton")
+    h.values[22:25] = torch.tensor([torch.nan, torch.inf, -torch.inf], device=DEVICE)[:, None]
+    for found, before, own in zip(attend(h, "triton"), expected, (5, 5, 20), strict=True):
+        assert torch.equal(found[:own], before[:own])
+        assert torch.equal(found[-own:], before[-own:])
+
+
 def test_wrong_cuts_and_offsets_touch_nothing_outside(fence: Fence) -> None:
     h = draw([20, 12], torch.float32)
     clamped = [0, 0, 9, 20, 20, 0, 5, 12, 12, 12]
@@ -208,7 +219,8 @@ def test_wrong_cuts_and_offsets_touch_nothing_outside(fence: Fence) -> None:
         for bounds in ([0, -5, 500], [40, 3, 1], [-(2**40), 2**40, 2**41], [0, 5, 40 - 2**32]):
             off = replace(h, **{name: torch.tensor(bounds, device=DEVICE)})
             off = replace(off, **{key: fence.around(tensor) for key, tensor in vars(off).items()})
-            attend(off, "triton")
+            for x in attend(off, "triton"):
+                assert x.isfinite().all()  # what lies in margins is not
     fence.assert_whole()
 
 
@@ -223,6 +235,10 @@ def test_float64_and_other_misfits_are_named() -> None:
         with pytest.raises(RuntimeError, match=f"impl='triton' cannot run: .*{reason}"):
             attend(misfit, "triton")
         assert attend(misfit, "auto")[0].dtype == misfit.values.dtype
+    asked = (rows.queries, rows.query_offsets, rows.cuts, rows.values, rows.offsets)
+    with pytest.raises(RuntimeError, match="scale must be above 0 in float32"):
+        dense.target_attention_at(*asked, scale=1e-50, impl="triton")
+    assert dense.target_attention_at(*asked, scale=1e-50).isfinite().all()
 
 
 @pytest.mark.usefixtures("poisoned_memory")

@@ -11,6 +11,7 @@ import torch
 
 from experiments.tune_kernels import CASES
 from hashtab.kernels.core import tuning
+from hashtab.kernels.core.tuning import Asked
 from tests.kernels.launches import Shape
 from tests.kernels.triton_compile import asked_for, use_compiler
 
@@ -49,7 +50,7 @@ def test_a_shape_is_tried_for_a_while(gpu: str) -> None:
         before = asked(*sizes)
         with tuning.trying(gpu, case, {**RULE, "LENGTH": 32}), tuning.asked() as record:
             assert asked(*sizes)["LENGTH"] == 32
-        assert record == {case: RULE}
+        assert record == {case: Asked(RULE)}
         assert asked(*sizes) == before
 
 
@@ -59,17 +60,19 @@ def test_each_who_asks_hears_what_kernels_ask_for_within(gpu: str) -> None:
             pass
         asked(64)
     assert inner == {}
-    assert outer == {"encode bfloat16 64": RULE}
+    assert outer == {"encode bfloat16 64": Asked(RULE)}
 
 
 def test_files_hold_what_kernels_ask_for(tmp_path: Path) -> None:
     shapes = [Shape(c.dtype, c.size, c.tau, c.groups, c.planes_dtype) for c in CASES]
     context = get_context("spawn")
     with ProcessPoolExecutor(1, context, use_compiler, (str(tmp_path),)) as pool:
-        rules = pool.submit(asked_for, 90, shapes).result()
+        asked = pool.submit(asked_for, 90, shapes).result()
     for path in tuning.FOLDER.glob("*.json"):
         file = json.loads(path.read_text())
         assert file["gpu"] in file["measured_on"]
         for case, entry in file["cases"].items():
-            assert entry["shape"] != rules[case]
-            assert entry["shape"].keys() == rules[case].keys()
+            rule, (least, most) = asked[case]
+            assert entry["shape"] != rule
+            assert entry["shape"].keys() == rule.keys()
+            assert least <= entry["shape"]["LENGTH"] <= most

@@ -21,7 +21,7 @@ from unittest import mock
 from tests.kernels.machine_code import disassembled, lost_registers, overwritten_factors
 
 if TYPE_CHECKING:
-    from hashtab.kernels.core.tuning import LaunchShape
+    from hashtab.kernels.core.tuning import Asked
     from tests.kernels.launches import Batch, Shape
 
 _RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)")
@@ -146,8 +146,8 @@ def _no_device(capability: int) -> Iterator[None]:
         yield
 
 
-def asked_for(capability: int, shapes: list["Shape"]) -> dict[str, "LaunchShape"]:
-    """Return the rules of all that SDIM's kernels ask for on behaviours and codes of these shapes.
+def asked_for(capability: int, shapes: list["Shape"]) -> dict[str, "Asked"]:
+    """Return all that SDIM's kernels ask for on behaviours and codes of these shapes, by case.
 
     Nothing is compiled, so this takes no time.
     """

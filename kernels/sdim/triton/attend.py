@@ -32,10 +32,12 @@ from hashtab.kernels.sdim.triton.rows import (
     store_rows,
 )
 from hashtab.kernels.sdim.triton.sums import (
+    LEAST_HASHED,
     bfloat16_parts,
     collect,
     columns_at_once,
     inverse_norm,
+    norm_gradient,
     partial_of,
     partial_sums,
     parts,
@@ -260,10 +262,7 @@ def _attend_backward(
         ).to(tl.float32)
         address = (user * candidates * GROUPS + first * GROUPS + line)[:, None] * size
         total = tl.load(sums + address + column[None, :], mask=there, other=0.0)
-        scale = inverse_norm(tl.sum(total * total, 1))
-        unit = total * scale[:, None]
-        along = tl.sum(unit * upstream, 1)
-        grad_sums = (upstream - unit * along[:, None]) * (scale / groups)[:, None]
+        grad_sums = norm_gradient(total, upstream, groups)
         candidate = first + tl.arange(0, CANDIDATES)
         wanted = load_wanted(
             query_packed,
@@ -441,7 +440,8 @@ def _forward_shape(values: Tensor, columns: int, hashed: int) -> LaunchShape:
     elif exact and (older or size > 32):
         rule["LENGTH"] = 16 if size > 64 and columns > 64 else 32
     sizes = (padded_size(size), columns, hashed)
-    return launch_shape("attend", values.device, values.dtype, *sizes, rule=rule)
+    lengths = (LEAST_HASHED if hashed and not exact and not older else 16, 256)
+    return launch_shape("attend", values.device, values.dtype, *sizes, rule=rule, lengths=lengths)
 
 
 def _backward_shape(grad: Tensor, columns: int) -> LaunchShape:

@@ -30,15 +30,16 @@ from hashtab.kernels.sdim.triton.rows import (
     store_rows,
 )
 from hashtab.kernels.sdim.triton.sums import (
+    LEAST_HASHED,
     add_products,
     code_factor,
     collect,
     columns_at_once,
     columns_of_table,
-    fewer_rows,
     holds,
     members,
     members_of_rows,
+    most_rows,
     partial_of,
     partial_sums,
     parts,
@@ -382,19 +383,18 @@ def _shape(values: Tensor, packing: Packing, products: int) -> LaunchShape:
     exact = values.dtype == torch.float32
     if older:
         rule = {"LENGTH": 32 if exact or size > 128 else 64, "STAGES": 2, "num_warps": 8}
-        rule |= fewer_rows(packing)
     elif exact:
         warps = 8 if 32 < size <= 64 or size > 128 else 4
         rule = {"LENGTH": 128 if size <= 64 else 64, "STAGES": 1, "num_warps": warps}
-        rule |= fewer_rows(packing)
     else:
-        # 64 rows at least: of fewer Triton 3.6 multiplies some that it has begun to overwrite.
         three = 64 < size <= 128 and products == 3  # or many groups, for the registers of 4 warps
         many = size > 64 and packing.padded_groups > 16
         length = 128 if 32 < size <= 64 or three else 64
         rule = {"LENGTH": length, "STAGES": 3, "num_warps": 8 if three or many else 4}
+    lengths = (16, most_rows(packing)) if older or exact else (LEAST_HASHED, 256)
+    rule["LENGTH"] = min(rule["LENGTH"], lengths[1])
     sizes = (padded_size(size), _columns(packing, values), spread_groups(packing), products)
-    return launch_shape("encode", values.device, values.dtype, *sizes, rule=rule)
+    return launch_shape("encode", values.device, values.dtype, *sizes, rule=rule, lengths=lengths)
 
 
 def _backward_shape(grad_table: Tensor, dtype: torch.dtype, packing: Packing) -> LaunchShape:

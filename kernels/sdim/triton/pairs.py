@@ -34,6 +34,7 @@ from hashtab.kernels.sdim.triton.sums import (
     inverse_norm,
     members,
     members_of_rows,
+    norm_gradient,
     parts,
 )
 
@@ -220,10 +221,9 @@ def _queries(
         values, ids, items, packed + first * WORDS, wanted, begin, end, there, size, TAU, BITS,
         GROUPS, WORDS, SIZE, COLUMNS, LENGTH, PARTS, STAGES,
     )  # fmt: skip
-    scale = inverse_norm(tl.sum(sums * sums, 1))
     column = tl.arange(0, SIZE)
     if not BACKWARD:
-        unit = sums * (scale / groups)[:, None]
+        unit = sums * (inverse_norm(tl.sum(sums * sums, 1)) / groups)[:, None]
         mean = tl.sum(tl.reshape(unit, [QUERIES, GROUPS, SIZE]), 1)
         length = tl.cast(query_end - query_begin, tl.int32)
         store_rows(interest + query_begin * size, tl.arange(0, QUERIES), length, mean, size, SIZE)
@@ -231,9 +231,7 @@ def _queries(
         mask = there[:, None] & (column < size)[None, :]
         address = query[:, None] * size + column[None, :]
         upstream = tl.load(grad + address, mask=mask, other=0.0).to(tl.float32)
-        unit = sums * scale[:, None]
-        along = tl.sum(unit * upstream, 1)
-        found = (upstream - unit * along[:, None]) * (scale / groups)[:, None]
+        found = norm_gradient(sums, upstream, groups)
         target = grad_sums + (query * GROUPS + group)[:, None] * size + column[None, :]
         _store_parts(target, found, mask, tl.cast(queries, tl.int64) * GROUPS * size, PARTS)
 

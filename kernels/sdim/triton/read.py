@@ -32,11 +32,12 @@ from hashtab.kernels.sdim.triton.sums import (
     collect,
     columns_at_once,
     columns_of_table,
-    fewer_rows,
     holds,
     inverse_norm,
     members,
     members_of_rows,
+    most_rows,
+    norm_gradient,
     parts,
     spread_groups,
 )
@@ -169,11 +170,7 @@ def _read_backward(
     inside = (line < groups * BUCKETS)[:, None] & (column < size)[None, :]
     within = user * groups * BUCKETS * size + line[:, None] * size + column[None, :]
     sums = tl.load(table + within, mask=inside, other=0.0)
-    scale = inverse_norm(tl.sum(sums * sums, 1))
-    unit = sums * scale[:, None]
-    along = tl.sum(unit * upstream, 1)
-    found = (upstream - unit * along[:, None]) * (scale / groups)[:, None]
-    tl.store(grad_table + within, found, mask=inside)
+    tl.store(grad_table + within, norm_gradient(sums, upstream, groups), mask=inside)
 
 
 def read(table: Tensor, queries: Tensor, planes: Tensor, tau: int) -> tuple[Tensor, Tensor]:
@@ -247,8 +244,11 @@ def _shape(queries: Tensor, packing: Packing, products: int) -> LaunchShape:
 def _backward_shape(table: Tensor, packing: Packing, columns: int) -> LaunchShape:
     size, older = table.shape[3], dispatch.before_hopper(table)
     rule = {"LENGTH": 32 if size > 128 else 64, "STAGES": 1, "num_warps": 8 if size > 64 else 4}
-    rule |= fewer_rows(packing)
     if older:
         rule = {"LENGTH": 32, "STAGES": 2, "num_warps": 8}
+    most = most_rows(packing)
+    rule["LENGTH"] = min(rule["LENGTH"], most)
     sizes = (padded_size(size), columns, spread_groups(packing))
-    return launch_shape("read_backward", table.device, table.dtype, *sizes, rule=rule)
+    return launch_shape(
+        "read_backward", table.device, table.dtype, *sizes, rule=rule, lengths=(16, most)
+    )

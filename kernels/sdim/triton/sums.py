@@ -13,7 +13,6 @@ from torch import Tensor
 from hashtab.kernels.core import dispatch
 from hashtab.kernels.core.dispatch import interpreted
 from hashtab.kernels.core.tiles import span, user_slot
-from hashtab.kernels.core.tuning import LaunchShape
 from hashtab.kernels.sdim.packing import Packing
 
 
@@ -48,13 +47,18 @@ def spread_groups(packing: Packing) -> int:
     return max(16, packing.padded_groups)
 
 
-def fewer_rows(packing: Packing) -> LaunchShape:
-    """Return how many rows a tile of float32 (on older GPUs, any) has for codes of many groups.
+# Of fewer rows of 16 bits that are hashed and summed, Triton 3.6 multiplies some that it has begun
+# to overwrite.
+LEAST_HASHED = 64
 
-    With more rows ptxas (CUDA 12.8) makes descriptors of products from a register that it never
-    wrote; older GPUs, which have none, spill.
+
+def most_rows(packing: Packing) -> int:
+    """Return how many rows a tile of float32 (on older GPUs, any) may have.
+
+    With more for many groups ptxas (CUDA 12.8) makes descriptors of products from a register that
+    it never wrote; older GPUs, which have no descriptors, spill.
     """
-    return {"LENGTH": 32} if packing.padded_groups > 16 else {}
+    return 32 if packing.padded_groups > 16 else 256
 
 
 def partial_sums(rows: int, tile: int, width: int, like: Tensor) -> Tensor:
@@ -292,3 +296,12 @@ def collect(member, rows, PARTS: tl.constexpr):
 def inverse_norm(square):
     """Return 1 / sqrt(square), and 0 where it is 0."""
     return tl.where(square > 0, tl.rsqrt(tl.where(square > 0, square, 1.0)), 0.0)
+
+
+@triton.jit
+def norm_gradient(sums, upstream, groups: tl.constexpr):
+    """Take gradients `[LINES, SIZE]` of normalised sums, averaged over groups, to the sums."""
+    scale = inverse_norm(tl.sum(sums * sums, 1))
+    unit = sums * scale[:, None]
+    along = tl.sum(unit * upstream, 1)
+    return (upstream - unit * along[:, None]) * (scale / groups)[:, None]
