@@ -25,6 +25,13 @@ def check_index(name: str, index: Tensor) -> None:
         raise ValueError(f"{name} must have one dimension, got {tuple(index.shape)}")
 
 
+def check_bounds(name: str, offsets: Tensor) -> None:
+    """Refuse offsets whose dtype or shape cannot be right, or that are of no user, not even one."""
+    check_index(name, offsets)
+    if offsets.shape[0] == 0:
+        raise ValueError(f"{name} must be [B + 1] and begin with 0, got none")
+
+
 def check_ids(ids: Tensor, table: Tensor) -> None:
     """Refuse ids of rows of `table` `[V, D]` that are not one-dimensional int32 or int64."""
     if ids.dtype not in (torch.int32, torch.int64):
@@ -55,6 +62,8 @@ def check_tau(tau: int) -> None:
 def check_planes(planes: Tensor, tau: int) -> None:
     """Refuse planes that are not `[D, M]`, or a `tau` outside 1 .. 16 or not dividing M."""
     check_rows("planes", planes, "[D, M]")
+    if planes.shape[0] == 0:
+        raise ValueError(f"planes must be [D, M] with D of at least 1, got {tuple(planes.shape)}")
     check_tau(tau)
     m = planes.shape[1]
     if m == 0 or m % tau:
@@ -80,16 +89,16 @@ def check_queries(
 ) -> None:
     """Refuse queries, their offsets and cuts whose shapes or dtypes do not fit together."""
     check_rows("queries", queries, "[Q, D]", size)
-    check_index("query_offsets", query_offsets)
+    check_bounds("query_offsets", query_offsets)
     check_index("cuts", cuts)
-    if query_offsets.shape[0] == 0:
-        raise ValueError("query_offsets must be [B + 1] and begin with 0, got none")
     check_users("query_offsets", query_offsets.shape[0] - 1, offsets)
     if cuts.shape[0] != queries.shape[0]:
         raise ValueError(
             f"cuts must have one entry for each of the {queries.shape[0]} queries, "
             f"got {cuts.shape[0]}"
         )
+    if query_offsets.shape[0] == 1 and queries.shape[0] > 0:
+        raise ValueError(f"query_offsets are of no user, got {queries.shape[0]} queries")
     check_last(last)
 
 
@@ -101,12 +110,13 @@ def check_last(last: int | None) -> None:
         raise TypeError(f"last must be an int or None, got {last=}")
     if last < 1:
         raise ValueError(f"last must be at least 1, got {last=}")
+    if last >= 2**63:
+        raise ValueError(f"last must be below 2**63 (None is for all behaviours), got {last=}")
 
 
 def check_offsets(name: str, offsets: Tensor, n: int, rows: str) -> None:
     """Refuse offsets that do not ascend from 0 to `n`, the number of `rows`."""
-    if offsets.shape[0] == 0:
-        raise ValueError(f"{name} must be [B + 1] and begin with 0, got none")
+    check_bounds(name, offsets)
     good = (offsets[0] == 0) & (offsets[-1] == n) & (offsets.diff() >= 0).all()
     if not bool(good):
         raise ValueError(

@@ -63,7 +63,7 @@ def target_attention(
     """
     check_impl(impl, get_args(TargetImpl))
     checks.check_rows("queries", queries, "[B, C, D]")
-    checks.check_index("offsets", offsets)
+    checks.check_bounds("offsets", offsets)
     checks.check_users("queries", queries.shape[0], offsets)
     candidates, rows = queries.shape[1], queries.flatten(0, 1)
     key_rows = values if keys is None else keys
@@ -191,6 +191,8 @@ def _check_window(q: Tensor, k: Tensor, v: Tensor, window: int, lengths: Tensor 
             "q, k and v must agree in B, T and H, "
             f"got {tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}"
         )
+    if q.shape[3] == 0:
+        raise ValueError(f"q must be [B, T, H, D] with D of at least 1, got {tuple(q.shape)}")
     if window < 1:
         raise ValueError(f"window must be at least 1, got {window=}")
     checks.check_same_device(q=q, k=k, v=v)
@@ -272,7 +274,7 @@ def _check_rows(queries: Tensor, keys: Tensor, values: Tensor, offsets: Tensor) 
         raise ValueError(f"queries must be [Q, D] with D of at least 1, got {tuple(queries.shape)}")
     checks.check_rows("values", values, "[N, Dv]")
     checks.check_rows("keys", keys, "[N, D]", queries.shape[1])
-    checks.check_index("offsets", offsets)
+    checks.check_bounds("offsets", offsets)
     if keys.shape[0] != values.shape[0]:
         raise ValueError(
             f"keys and values must have one row for each behaviour, "

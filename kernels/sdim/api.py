@@ -271,7 +271,7 @@ def expected(
         raise RuntimeError(f"{impl=} cannot run: expected has its definition only")
     checks.check_tau(tau)
     checks.check_rows("values", values, "[N, D]")
-    checks.check_index("offsets", offsets)
+    checks.check_bounds("offsets", offsets)
     checks.check_same_device(values=values, offsets=offsets, queries=queries)
     checks.check_offsets("offsets", offsets, values.shape[0], "behaviours")
     checks.check_rows("queries", queries, "[B, C, D]", values.shape[1])
@@ -295,7 +295,7 @@ def _check_history(
     check_impl(impl, get_args(Impl))
     checks.check_planes(planes, tau)
     checks.check_rows("values", values, "[N, D]", planes.shape[0])
-    checks.check_index("offsets", offsets)
+    checks.check_bounds("offsets", offsets)
     checks.check_same_device(values=values, offsets=offsets, planes=planes)
     if ids is not None:
         checks.check_ids(ids, values)

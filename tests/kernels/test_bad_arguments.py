@@ -46,7 +46,9 @@ both = pytest.mark.parametrize("operator", ["sdim", "dense"])
         ({"cuts": torch.tensor([3, 1, 0, 6])}, r"ascend within a user, got cuts\[1\] = 1 after 3"),
         ({"cuts": torch.tensor([1, 3, 0])}, "one entry for each of the 4 queries, got 3"),
         ({"queries": torch.zeros(4, 8, 1)}, r"queries must be \[Q, D\]"),
+        ({"offsets": H.offsets[:1], "query_offsets": H.offsets[:1]}, "of no user, got 4 queries"),
         ({"last": 0}, "last must be at least 1, got last=0"),
+        ({"last": 2**63}, r"last must be below 2\*\*63 \(None is for all"),
         ({"impl": "fast"}, "impl must be one of .*got impl='fast'"),
     ],
 )
@@ -100,6 +102,18 @@ def test_scale(scale: float) -> None:
 def test_vectors_of_no_size() -> None:
     with pytest.raises(ValueError, match=r"queries must be .* D of at least 1, got \(4, 0\)"):
         call("dense", queries=torch.zeros(4, 0), values=torch.zeros(10, 0))
+    with pytest.raises(ValueError, match=r"planes must be .* D of at least 1, got \(0, 12\)"):
+        call("sdim", queries=torch.zeros(4, 0), values=torch.zeros(10, 0), planes=H.planes[:0])
+    q = torch.zeros(2, 3, 1, 0)
+    with pytest.raises(ValueError, match=r"q must be .* D of at least 1, got \(2, 3, 1, 0\)"):
+        dense.window_attention(q, q, torch.zeros(2, 3, 1, 4), window=2, causal=True)
+
+
+def test_offsets_without_a_number() -> None:
+    with pytest.raises(ValueError, match=r"offsets must be \[B \+ 1\] and begin with 0, got none"):
+        sdim.encode(H.values, H.offsets[:0], H.planes, 3)
+    with pytest.raises(ValueError, match="begin with 0, got none"):
+        dense.target_attention(H.queries.view(2, 2, 8), H.values, H.offsets[:0])
 
 
 def test_tables_of_another_shape_or_type() -> None:
