@@ -185,6 +185,9 @@ def variants(capability: int, case: str, batch: "Batch") -> set[str]:
     run = JITFunction.run
 
     def look_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        for param, value in zip(self.params, args, strict=False):
+            unknown = param.do_not_specialize and hasattr(value, "data_ptr")
+            assert not unknown, f"{self.fn.__name__} would load {param.name} number by number"
         return run(self, *args, grid=grid, warmup=True, **kwargs)
 
     compiler = mock.patch.object(JITFunction, "_do_compile", compile_nothing)

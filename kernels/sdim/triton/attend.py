@@ -46,6 +46,11 @@ from hashtab.kernels.sdim.triton.sums import (
 )
 
 TILE = 1024  # rows of a piece
+# Going round candidates is nothing but a loop's costs where there is one.
+_ONE_CANDIDATE_APART = {
+    "do_not_specialize": [name for name in UNSPECIALIZED if name != "candidates"],
+    "do_not_specialize_on_alignment": ["candidates"],
+}
 
 
 @triton.jit
@@ -102,7 +107,7 @@ def _store_interest(
     tl.store(interest + address, mean, mask=there[None, :] & (column < size)[:, None])
 
 
-@triton.jit(do_not_specialize=UNSPECIALIZED)
+@triton.jit(**_ONE_CANDIDATE_APART)
 def _attend(
     values,
     ids,
@@ -185,7 +190,7 @@ def _attend(
         tl.store(target + within, sums_t, mask=inside)
 
 
-@triton.jit(do_not_specialize=UNSPECIALIZED)
+@triton.jit(**_ONE_CANDIDATE_APART)
 def _finish(
     offsets,
     partial,
@@ -222,7 +227,7 @@ def _finish(
     _store_interest(interest, sums_t, one, one >= 0, column, size, groups, GROUPS, 1, SIZE)
 
 
-@triton.jit(do_not_specialize=UNSPECIALIZED)
+@triton.jit(**_ONE_CANDIDATE_APART)
 def _attend_backward(
     grad,
     sums,

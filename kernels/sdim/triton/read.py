@@ -48,7 +48,7 @@ _PROGRAMS = 132 * 4
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def _read_small(
     table,
-    queries,
+    vectors,
     prepared,
     interest,
     packed,
@@ -77,15 +77,15 @@ def _read_small(
     sums = load_rows(table + user * groups * BUCKETS * size, line, groups * BUCKETS, size, SIZE)
     unit = sums * (inverse_norm(tl.sum(sums * sums, 1)) / groups)[:, None]
     high, middle, low = load_parts(
-        prepared, 0, SIZE, BITS, GROUPS, GROUPS, queries.dtype.element_ty, PRODUCTS, PARTS == 0
+        prepared, 0, SIZE, BITS, GROUPS, GROUPS, vectors.dtype.element_ty, PRODUCTS, PARTS == 0
     )
     of_group, wanted = columns_of_table(0, COLUMNS, GROUPS, BUCKETS, PARTS == 0)
-    queries += first * size
+    vectors += first * size
     interest += first * size
     packed += first * WORDS
     for start in tl.range(0, length, LENGTH, num_stages=STAGES):
         row = start + tl.arange(0, LENGTH)
-        x = load_rows(queries, row, length, size, SIZE)
+        x = load_rows(vectors, row, length, size, SIZE)
         codes = codes_of(positive(x, high, middle, low, PRODUCTS, PARTS == 0), LENGTH, GROUPS, BITS)
         store_rows(packed, row, length, pack(codes, LENGTH, GROUPS, BITS), WORDS, WORDS)
         codes = code_factor(codes, LENGTH, GROUPS, PARTS == 0)
