@@ -19,7 +19,8 @@ test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist loadscope
+	@# Two processes fill two cores: threads beside them would wait for each other.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope
 
 # In PYTHON as it is: the torch and Triton of a GPU machine are its own. Most of the time compiles.
 GPU_PROCESSES ?= 8
