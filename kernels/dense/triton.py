@@ -345,7 +345,7 @@ def _seen(
     return low, cut
 
 
-@triton.jit(do_not_specialize=UNSPECIALIZED)
+@triton.jit
 def _walk(low, cut, real, length, TILE: tl.constexpr, SPLITS: tl.constexpr):
     """Return where a walk over behaviours begins, needs no mask from and to, and ends.
 

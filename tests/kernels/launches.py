@@ -59,6 +59,11 @@ class Shape(NamedTuple):
         return f"{rows}, planes of {_name(self.planes_dtype)}"
 
     @property
+    def usual(self) -> bool:
+        """Whether codes are those of the paper: gathering by id does not depend on others."""
+        return self[2:] == (3, 16, torch.float32)
+
+    @property
     def values(self) -> Tensor:
         """`[N, D]`."""
         return torch.empty(_batch.rows, self.size, dtype=self.dtype, device="meta")
@@ -212,15 +217,6 @@ _SHAPES = {  # by compute capability; few, for a kernel takes a second
         Shape(torch.float32, 8, 2, 32),
     ],
 }
-# By id behaviours are loaded otherwise, whatever their codes.
-_GATHERED = {
-    80: [Shape(torch.bfloat16, 64, 3, 16)],
-    90: [
-        Shape(torch.bfloat16, 64, 3, 16),
-        Shape(torch.bfloat16, 128, 3, 16),
-        Shape(torch.float32, 128, 3, 16),
-    ],
-}
 # What spilled where all else did not.
 _ALONE = {
     80: [("encode", Shape(torch.bfloat16, 128, 1, 64))],
@@ -245,7 +241,7 @@ def launches(capability: int) -> dict[str, Callable[[], object]]:
     found: dict[str, Callable[[], object]] = {FAULTY: _greedy}
     rows = set()
     for shape in _SHAPES[capability]:
-        operators = {**SDIM, **(_BY_ID if shape in _GATHERED[capability] else {})}
+        operators = {**SDIM, **(_BY_ID if shape.usual else {})}
         if shape[:2] not in rows:
             operators |= _WITHOUT_CODES
         rows.add(shape[:2])

@@ -32,7 +32,7 @@ _DOT = re.compile(
 
 
 # Looking at machine code takes half a second: it is done where products take many descriptors, and
-# at walks, whose loops have branches; and only at the products that are made asynchronously.
+# at walks, whose loops have branches.
 _MANY_GROUPS = re.compile(r" (24|32|64)x\d")
 _GPUS = {90: "NVIDIA H200"}  # whose measured launch shapes are compiled, by compute capability
 
@@ -210,16 +210,19 @@ def compiled_by(capability: int, case: str) -> list[Compiled]:
     with _compiling(capability) as kernels:
         launches(capability)[case]()
     many = _MANY_GROUPS.search(case) is not None
-    return [_measured_once(kernel, many or "_walk" in kernel.metadata.name) for kernel in kernels]
+    return [
+        _measured_once(kernel, capability >= 90 and (many or "_walk" in kernel.metadata.name))
+        for kernel in kernels
+    ]
 
 
 _MEASURED: dict[tuple[str, bool], Compiled] = {}  # by hash; cases share kernels
 
 
-def _measured_once(kernel: Any, suspect: bool) -> Compiled:
-    key = kernel.hash, suspect and "wgmma" in kernel.asm["ptx"]
+def _measured_once(kernel: Any, disassemble: bool) -> Compiled:
+    key = kernel.hash, disassemble
     if key not in _MEASURED:
-        _MEASURED[key] = _measured(kernel, disassemble=key[1])
+        _MEASURED[key] = _measured(kernel, disassemble)
     return _MEASURED[key]
 
 
