@@ -78,6 +78,9 @@ CASES = [
     Case(FULL, 32, 3, FULL),
     Case(FULL, 64, 3, FULL),
     Case(FULL, 128, 3, FULL, 256, 2048),
+    Case(HALF, 64, 2, HALF, groups=24),
+    Case(HALF, 128, 2, HALF, 256, 2048, groups=24),
+    Case(HALF, 256, 1, HALF, 128, 2048, groups=64),
 ]
 
 

@@ -452,12 +452,13 @@ def _forward_shape(values: Tensor, columns: int, hashed: int) -> LaunchShape:
 def _backward_shape(grad: Tensor, columns: int) -> LaunchShape:
     size, older = grad.shape[2], dispatch.before_hopper(grad)
     exact = grad.dtype == torch.float32
-    wide = size > 128 or (size > 64 and exact)
-    few = 32 if exact or older or columns <= 32 else 64  # of many columns fewer rows spill
     rule = {
-        "LENGTH": few if size > 128 else 64 if older and size > 64 else 128,
-        "STAGES": 1 if size > 128 or older else 3,
-        "num_warps": 8 if wide or size * columns > 4096 else 4,
+        "LENGTH": 64 if older and size > 64 else 128,
+        "STAGES": 1 if older else 3,
+        "num_warps": 8 if (size > 64 and exact) or size * columns > 4096 else 4,
     }
+    if size > 128:
+        spills = columns > 32 and not exact and not older  # of 32 rows
+        rule = {"LENGTH": 64 if spills else 32, "STAGES": 1, "num_warps": 8}
     sizes = (padded_size(size), columns)
     return launch_shape("attend_backward", grad.device, grad.dtype, *sizes, rule=rule)

@@ -387,10 +387,9 @@ def _shape(values: Tensor, packing: Packing, products: int) -> LaunchShape:
         warps = 8 if 32 < size <= 64 or size > 128 else 4
         rule = {"LENGTH": 128 if size <= 64 else 64, "STAGES": 1, "num_warps": warps}
     else:
-        three = 64 < size <= 128 and products == 3  # or many groups, for the registers of 4 warps
-        many = size > 64 and packing.padded_groups > 16
+        three = 64 < size <= 128 and products == 3  # which spill in the registers of 4 warps
         length = 128 if 32 < size <= 64 or three else 64
-        rule = {"LENGTH": length, "STAGES": 3, "num_warps": 8 if three or many else 4}
+        rule = {"LENGTH": length, "STAGES": 3, "num_warps": 8 if three else 4}
     lengths = (16, most_rows(packing)) if older or exact else (LEAST_HASHED, 256)
     rule["LENGTH"] = min(rule["LENGTH"], lengths[1])
     sizes = (padded_size(size), _columns(packing, values), spread_groups(packing), products)
@@ -399,10 +398,12 @@ def _shape(values: Tensor, packing: Packing, products: int) -> LaunchShape:
 
 def _backward_shape(grad_table: Tensor, dtype: torch.dtype, packing: Packing) -> LaunchShape:
     size, older = grad_table.shape[3], dispatch.before_hopper(grad_table)
-    rule = {"LENGTH": 128, "STAGES": 3, "num_warps": 4}
-    if dtype == torch.float32 and size <= 128 and not older:
-        rule["num_warps"] = 8 if size > 64 else 4
-    elif dtype == torch.float32 or size > 128 or older:
+    exact = dtype == torch.float32
+    if size > 128 or older:
         rule = {"LENGTH": 64, "STAGES": 2, "num_warps": 8}
+    elif exact and size <= 32:
+        rule = {"LENGTH": 256, "STAGES": 3, "num_warps": 4}
+    else:
+        rule = {"LENGTH": 128, "STAGES": 3, "num_warps": 8 if exact else 4}
     sizes = (padded_size(size), packing.padded_rows, spread_groups(packing))
     return launch_shape("encode_backward", grad_table.device, dtype, *sizes, rule=rule)

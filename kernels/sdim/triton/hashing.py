@@ -404,13 +404,15 @@ def _launch(
 
 
 def _shape(x: Tensor, columns: int, products: int) -> LaunchShape:
-    size, exact = x.shape[1], x.dtype == torch.float32
-    rule = {"LENGTH": 64, "STAGES": 3, "num_warps": 4}
+    size, exact, older = x.shape[1], x.dtype == torch.float32, dispatch.before_hopper(x)
     if exact and size > 128:
         rule = {"LENGTH": 16, "STAGES": 1, "num_warps": 4}
-    elif exact and size > 64 and dispatch.before_hopper(x):
-        rule = {"LENGTH": 32, "STAGES": 1, "num_warps": 8}
-    elif exact or size > 128:
-        rule = {"LENGTH": 64, "STAGES": 1, "num_warps": 8}
+    elif size > 128:
+        rule = {"LENGTH": 64 if older else 128, "STAGES": 1, "num_warps": 8}
+    elif exact:
+        rule = {"LENGTH": 32 if older and size > 64 else 64, "STAGES": 1}
+        rule["num_warps"] = 8 if older else 4
+    else:
+        rule = {"LENGTH": 64, "STAGES": 3, "num_warps": 4}
     sizes = (padded_size(size), columns, products)
     return launch_shape("hash", x.device, x.dtype, *sizes, rule=rule)

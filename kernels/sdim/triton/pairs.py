@@ -475,8 +475,11 @@ def _code(packing: Packing, values: Tensor, columns: int) -> dict[str, int]:
 def _shape(values: Tensor, code: dict[str, int]) -> LaunchShape:
     size, older = values.shape[1], dispatch.before_hopper(values)
     if values.dtype == torch.float32 or size > 128:
-        length = 16 if values.dtype == torch.float32 and size > 128 else 32
-        rule = {"LENGTH": length, "STAGES": 1, "num_warps": 8 if older or size > 128 else 4}
+        rule = {"LENGTH": 32, "STAGES": 1, "num_warps": 8 if older or size > 128 else 4}
+        if values.dtype == torch.float32 and size > 128:
+            rule["LENGTH"] = 16
+        elif 32 < size <= 128 and not older:
+            rule["LENGTH"] = 64
     elif size > 64:
         rule = {"LENGTH": 64, "STAGES": 2, "num_warps": 8 if older else 4}
     else:
@@ -490,9 +493,12 @@ def _shape_of_behaviours(values: Tensor, code: dict[str, int]) -> LaunchShape:
         rule = {"LENGTH": 32, "STAGES": 1, "num_warps": 8}
     elif values.dtype == torch.float32:
         length = 128 if size <= 64 else 64
-        rule = {"LENGTH": length // 2 if older else length, "STAGES": 1, "num_warps": 8}
+        rule = {"LENGTH": length // 2 if older else length, "STAGES": 1}
+        rule["num_warps"] = 8 if older or 32 < size <= 64 else 4
+    elif size <= 64:
+        rule = {"LENGTH": 64 if older else 128, "STAGES": 1, "num_warps": 8 if older else 4}
     else:
-        rule = {"LENGTH": 64, "STAGES": 1 if size <= 64 else 2, "num_warps": 8 if older else 4}
+        rule = {"LENGTH": 64, "STAGES": 2, "num_warps": 8 if older else 4}
     sizes = _sizes(size, code)
     return launch_shape("pairs_backward", values.device, values.dtype, *sizes, rule=rule)
 

@@ -233,17 +233,17 @@ def _shape(queries: Tensor, packing: Packing, products: int) -> LaunchShape:
     size = queries.shape[2]
     exact = queries.dtype == torch.float32
     rule = {"LENGTH": 128 if not exact and size <= 128 else 32, "STAGES": 1, "num_warps": 8}
-    if size <= 64:
-        rule = {"LENGTH": 128, "STAGES": 2 if exact and size > 32 else 1, "num_warps": 4}
-        if not exact and packing.padded_groups > 16:  # more rows spill
-            rule["LENGTH"] = 64
+    if size <= 32:
+        rule = {"LENGTH": 64, "STAGES": 1, "num_warps": 4}
+    elif size <= 64 and exact:
+        rule = {"LENGTH": 128, "STAGES": 2, "num_warps": 4}
     sizes = (padded_size(size), packing.padded_rows, spread_groups(packing), products)
     return launch_shape("read", queries.device, queries.dtype, *sizes, rule=rule)
 
 
 def _backward_shape(table: Tensor, packing: Packing, columns: int) -> LaunchShape:
     size, older = table.shape[3], dispatch.before_hopper(table)
-    rule = {"LENGTH": 32 if size > 128 else 64, "STAGES": 1, "num_warps": 8 if size > 64 else 4}
+    rule = {"LENGTH": 16 if size > 128 else 64, "STAGES": 1, "num_warps": 8 if size > 64 else 4}
     if older:
         rule = {"LENGTH": 32, "STAGES": 2, "num_warps": 8}
     most = most_rows(packing)

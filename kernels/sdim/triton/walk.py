@@ -701,7 +701,8 @@ def _shape(values: Tensor, packing: Packing, *, back: bool, limited: bool) -> La
     few = size <= 64
     if packing.padded_groups > 16:
         few = not back and (few or table <= 64)
-    rule = {"LENGTH": 16 if back and limited else 32, "num_warps": 4 if few else 8}
+    short = back and (size > 128 or (limited and size > 32))
+    rule = {"LENGTH": 16 if short else 32, "num_warps": 4 if few else 8}
     name = ("walk_back" if back else "walk") + (" the last" if limited else "")
     sizes = (padded_size(size), table, packing.padded_groups)
     return launch_shape(name, values.device, values.dtype, *sizes, rule=rule)
