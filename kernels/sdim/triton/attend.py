@@ -365,7 +365,9 @@ def attend(
         KEEP=keep,
         PRODUCTS=products,
         PARTS=parts(values.dtype),
-        **_forward_shape(values, at_once * groups, products * packing.columns if fused else 0),
+        **_forward_shape(
+            values, candidates, at_once * groups, products * packing.columns if fused else 0
+        ),
     )
     _finish[(users * candidates,)](
         offsets,
@@ -428,7 +430,7 @@ def attend_backward(
     return out.to(grad.dtype)
 
 
-def _forward_shape(values: Tensor, columns: int, hashed: int) -> LaunchShape:
+def _forward_shape(values: Tensor, candidates: int, columns: int, hashed: int) -> LaunchShape:
     size, older = values.shape[1], dispatch.before_hopper(values)
     exact = values.dtype == torch.float32
     rule = {"LENGTH": 64, "STAGES": 3, "num_warps": 8 if columns > 64 else 4}
@@ -444,13 +446,13 @@ def _forward_shape(values: Tensor, columns: int, hashed: int) -> LaunchShape:
         rule["num_warps"] = 4
     elif exact and (older or size > 32):
         rule["LENGTH"] = 16 if size > 64 and columns > 64 else 32
-    sizes = (padded_size(size), columns, hashed)
+    sizes = (padded_size(size), columns, hashed, min(candidates, 2))  # one or several
     lengths = (LEAST_HASHED if hashed and not exact and not older else 16, 256)
     return launch_shape("attend", values.device, values.dtype, *sizes, rule=rule, lengths=lengths)
 
 
 def _backward_shape(grad: Tensor, columns: int) -> LaunchShape:
-    size, older = grad.shape[2], dispatch.before_hopper(grad)
+    (_, candidates, size), older = grad.shape, dispatch.before_hopper(grad)
     exact = grad.dtype == torch.float32
     rule = {
         "LENGTH": 64 if older and size > 64 else 128,
@@ -458,7 +460,8 @@ def _backward_shape(grad: Tensor, columns: int) -> LaunchShape:
         "num_warps": 8 if (size > 64 and exact) or size * columns > 4096 else 4,
     }
     if size > 128:
-        spills = columns > 32 and not exact and not older  # of 32 rows
-        rule = {"LENGTH": 64 if spills else 32, "STAGES": 1, "num_warps": 8}
-    sizes = (padded_size(size), columns)
+        rule = {"LENGTH": 32, "STAGES": 1, "num_warps": 8}
+        if columns > 32 and not exact and not older:  # several candidates spill in 32 rows
+            rule = {"LENGTH": 64, "STAGES": 1, "num_warps": 4 if candidates == 1 else 8}
+    sizes = (padded_size(size), columns, min(candidates, 2))  # one or several
     return launch_shape("attend_backward", grad.device, grad.dtype, *sizes, rule=rule)

@@ -387,9 +387,11 @@ def _shape(values: Tensor, packing: Packing, products: int) -> LaunchShape:
         warps = 8 if 32 < size <= 64 or size > 128 else 4
         rule = {"LENGTH": 128 if size <= 64 else 64, "STAGES": 1, "num_warps": warps}
     else:
-        three = 64 < size <= 128 and products == 3  # which spill in the registers of 4 warps
+        # Three products or more than 32 groups spill in the registers of 4 warps.
+        three = 64 < size <= 128 and products == 3
+        many = 64 < size <= 128 and packing.padded_groups > 32
         length = 128 if 32 < size <= 64 or three else 64
-        rule = {"LENGTH": length, "STAGES": 3, "num_warps": 8 if three else 4}
+        rule = {"LENGTH": length, "STAGES": 3, "num_warps": 8 if three or many else 4}
     lengths = (16, most_rows(packing)) if older or exact else (LEAST_HASHED, 256)
     rule["LENGTH"] = min(rule["LENGTH"], lengths[1])
     sizes = (padded_size(size), _columns(packing, values), spread_groups(packing), products)

@@ -696,12 +696,12 @@ def _code(packing: Packing, size: int, share: _Share, limited: bool) -> dict[str
 
 def _shape(values: Tensor, packing: Packing, *, back: bool, limited: bool) -> LaunchShape:
     size, table = values.shape[1], min(packing.padded_rows, walk_rows(values.shape[1]))
-    # For many groups 4 warps spill backward; and of 64 rows 8 warps take more descriptors forward
-    # than ptxas (CUDA 12.8) holds.
+    # For many groups 4 warps spill backward; and of a table of 64 rows 8 warps take more
+    # descriptors than ptxas (CUDA 12.8) holds, forward and over the latest 32 rows backward.
     few = size <= 64
     if packing.padded_groups > 16:
         few = not back and (few or table <= 64)
-    short = back and (size > 128 or (limited and size > 32))
+    short = back and (size > 128 or (limited and (size > 32 or packing.padded_groups > 16)))
     rule = {"LENGTH": 16 if short else 32, "num_warps": 4 if few else 8}
     name = ("walk_back" if back else "walk") + (" the last" if limited else "")
     sizes = (padded_size(size), table, packing.padded_groups)
